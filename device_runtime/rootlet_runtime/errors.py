@@ -1,0 +1,110 @@
+"""The error tree of the device runtime.
+
+```
+RootletError
+├── BundleError                 a bundle is refused; nothing of it was handed to the engine
+│   ├── ArchiveError            not a stored zip of the expected shape (compressed, truncated, duplicate names)
+│   ├── UnsafePathError         an entry name that is not a plain top-level name
+│   ├── SizeLimitError          larger than declared or than the limits allow
+│   ├── ManifestError           unreadable manifest, unknown schema or field, impossible value
+│   ├── SignatureError          the signature does not belong to these manifest bytes
+│   ├── UnknownPublisherError   signed (or claimed) by a key that is not trusted here
+│   ├── UnsignedError           no signature, and unsigned bundles were not allowed
+│   ├── RollbackError           older than a version already accepted
+│   ├── ExpiredError            past its expiry
+│   ├── MissingFileError        a declared file is absent
+│   ├── ExtraFileError          an undeclared file is present
+│   ├── HashMismatchError       a file's SHA-256 or size differs from the manifest
+│   └── OperatorError           a graph uses an operator, domain or external file outside the allow-list
+├── DataError                   examples that cannot be used: shape, dtype, non-finite value, label out of range
+├── TrainingError
+│   └── NonFiniteLossError      the loss left the finite numbers; the previous adapter is kept
+├── AdapterError                an adapter whose names, shapes, dtypes or values do not fit the bundle
+├── CheckpointError             a checkpoint that is damaged or belongs to another bundle
+└── MissingExtraError           an optional dependency is not installed; the message gives the pip line
+```
+"""
+
+
+class RootletError(Exception):
+    """Root of every error that rootlet raises on purpose."""
+
+
+class BundleError(RootletError):
+    """A bundle was refused before any of it reached the engine."""
+
+
+class ArchiveError(BundleError):
+    """The file is not a stored zip of the expected shape."""
+
+
+class UnsafePathError(BundleError):
+    """An entry name is not a plain top-level name."""
+
+
+class SizeLimitError(BundleError):
+    """Something is larger than declared, or than the limits allow."""
+
+
+class ManifestError(BundleError):
+    """The manifest cannot be read, or holds an unknown field or an impossible value."""
+
+
+class SignatureError(BundleError):
+    """The signature does not belong to these manifest bytes."""
+
+
+class UnknownPublisherError(BundleError):
+    """The bundle's publisher is not among the trusted keys."""
+
+
+class UnsignedError(BundleError):
+    """The bundle carries no signature and unsigned bundles were not allowed."""
+
+
+class RollbackError(BundleError):
+    """The bundle is older than a version already accepted."""
+
+
+class ExpiredError(BundleError):
+    """The bundle is past its expiry."""
+
+
+class MissingFileError(BundleError):
+    """A file that the manifest declares is absent."""
+
+
+class ExtraFileError(BundleError):
+    """A file that the manifest does not declare is present."""
+
+
+class HashMismatchError(BundleError):
+    """A file's SHA-256 or size differs from the manifest."""
+
+
+class OperatorError(BundleError):
+    """A graph uses an operator, a domain or an external file outside the allow-list."""
+
+
+class DataError(RootletError, ValueError):
+    """Examples that cannot be used."""
+
+
+class TrainingError(RootletError):
+    """Training could not go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss left the finite numbers; the previous adapter is kept."""
+
+
+class AdapterError(RootletError, ValueError):
+    """An adapter does not fit the bundle."""
+
+
+class CheckpointError(RootletError):
+    """A checkpoint is damaged or belongs to another bundle."""
+
+
+class MissingExtraError(RootletError, ImportError):
+    """An optional dependency is not installed."""
