@@ -1,0 +1,44 @@
+"""How a device trains, and the most that a server may ask of it."""
+
+import math
+from dataclasses import dataclass
+
+from rootlet.errors import ConfigError
+from rootlet_runtime.manifest import TrainingDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The device's own training settings; they bound what a round may ask for.
+
+    Attributes:
+        epochs: Passes over the examples in one training. None: the bundle's default.
+        batch_size: Examples in one step. None: the bundle's default.
+        learning_rate: Step length. None: the bundle's default.
+        num_threads: Processor threads that one training may use.
+
+    Raises:
+        ConfigError: A value is outside its bounds.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, below 1: give at least 1")
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise ConfigError(f"learning_rate is {rate}: give a positive, finite number")
+
+    def resolved(self, defaults: TrainingDefaults) -> TrainingDefaults:
+        """These settings with the bundle's defaults in place of None."""
+        return TrainingDefaults(
+            epochs=self.epochs or defaults.epochs,
+            batch_size=self.batch_size or defaults.batch_size,
+            learning_rate=self.learning_rate or defaults.learning_rate,
+        )
