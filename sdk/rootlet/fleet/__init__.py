@@ -1,0 +1,1 @@
+"""The link to a Flower SuperLink, spoken without flwr."""
