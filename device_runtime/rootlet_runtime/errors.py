@@ -3,10 +3,10 @@
 ```
 RootletError
 ├── BundleError                 a bundle is refused; nothing of it was handed to the engine
-│   ├── ArchiveError            not a stored zip of the expected shape (compressed, truncated, duplicate names)
+│   ├── ArchiveError            not a stored zip of the expected shape
 │   ├── UnsafePathError         an entry name that is not a plain top-level name
 │   ├── SizeLimitError          larger than declared or than the limits allow
-│   ├── ManifestError           unreadable manifest, unknown schema or field, impossible value
+│   ├── ManifestError           unknown schema or field, impossible value
 │   ├── SignatureError          the signature does not belong to these manifest bytes
 │   ├── UnknownPublisherError   signed (or claimed) by a key that is not trusted here
 │   ├── UnsignedError           no signature, and unsigned bundles were not allowed
@@ -15,13 +15,14 @@ RootletError
 │   ├── MissingFileError        a declared file is absent
 │   ├── ExtraFileError          an undeclared file is present
 │   ├── HashMismatchError       a file's SHA-256 or size differs from the manifest
-│   └── OperatorError           a graph uses an operator, domain or external file outside the allow-list
-├── DataError                   examples that cannot be used: shape, dtype, non-finite value, label out of range
+│   └── OperatorError           an operator, domain or external file outside the allow-list
+├── DataError                   examples that cannot be used: shape, dtype, NaN, label out of range
 ├── TrainingError
 │   └── NonFiniteLossError      the loss left the finite numbers; the previous adapter is kept
-├── AdapterError                an adapter whose names, shapes, dtypes or values do not fit the bundle
+├── AdapterError                names, shapes, dtypes or values do not fit the bundle
+├── KeyFileError                a key file that is unreadable or holds another kind of key
 ├── CheckpointError             a checkpoint that is damaged or belongs to another bundle
-└── MissingExtraError           an optional dependency is not installed; the message gives the pip line
+└── MissingExtraError           a dependency is not installed; the message gives the pip line
 ```
 """
 
@@ -100,6 +101,10 @@ class NonFiniteLossError(TrainingError):
 
 class AdapterError(RootletError, ValueError):
     """An adapter does not fit the bundle."""
+
+
+class KeyFileError(RootletError):
+    """A key file cannot be read or written, or holds another kind of key."""
 
 
 class CheckpointError(RootletError):
