@@ -1,0 +1,65 @@
+"""Engines: what runs a bundle's graphs. Each is imported when a trainer opens it."""
+
+import importlib
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rootlet_runtime.batches import AnyArray, Batch
+from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import MissingExtraError
+from rootlet_runtime.state import TrainState
+
+__all__ = ["ENGINES", "Engine", "open_engine"]
+
+# Engine name: the module that holds it, and what pip installs for it.
+ENGINES = {"onnxruntime": ("rootlet_runtime.engines.onnx", "rootlet")}
+
+
+class Engine(Protocol):
+    """Holds one adapter and its optimiser's state, and runs the three graphs on them."""
+
+    @property
+    def steps(self) -> int:
+        """Steps taken since the optimiser was reset."""
+
+    def load_state(self, state: TrainState) -> None:
+        """Takes over the adapter and optimiser state; ``state`` fits the bundle."""
+
+    def state(self) -> TrainState:
+        """The current state, as copies."""
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """One training step: loss and metric. If it fails, the state is the one before."""
+
+    def evaluate(self, batch: Batch) -> tuple[float, float, float]:
+        """Sums over the batch of loss, metric and weight."""
+
+    def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        """The outputs [B, K]."""
+
+    def release(self) -> None:
+        """Frees what the graphs hold; the state stays, and the next call opens them again."""
+
+
+def open_engine(name: str, bundle: Bundle, num_threads: int) -> Engine:
+    """Opens an engine on a verified bundle.
+
+    Raises:
+        ValueError: no engine of this name, or ``num_threads`` below 1.
+        MissingExtraError: the engine's library is not installed.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine {name!r}: unknown; choose one of {', '.join(sorted(ENGINES))}")
+    if num_threads < 1:
+        raise ValueError(f"num_threads {num_threads}: must be at least 1")
+    module_name, requirement = ENGINES[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the engine {name!r} is not installed ({error}); run: pip install {requirement}"
+        ) from error
+    engine: Engine = module.open_engine(bundle, num_threads)
+    return engine

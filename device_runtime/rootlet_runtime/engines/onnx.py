@@ -1,0 +1,227 @@
+"""ONNX Runtime: the default engine.
+
+The adapter and the optimiser's state live in two sets of tensors. A step reads the one and writes
+the other through IO binding, and then the two change places by a single assignment: nothing is
+copied, and a step that fails or is interrupted leaves the state before it.
+
+Weights: each session is given views of the mapped ``base.bin``. onnxruntime 1.32 copies them once
+into its packed layout. Measured with 64 MiB of int8 weights, batch 8: 65 MiB of private memory and
+7 ms a run this way; 125 MiB and 7 ms with ``add_external_initializers_from_files_in_memory``;
+without prepacking 25 to 65 MiB but 11 ms (14 against 6 ms in float32). The mapped pages are handed
+back after loading, so a steady process holds one copy for each session.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from rootlet_runtime.batches import AnyArray, Batch
+from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import TrainingError
+from rootlet_runtime.manifest import BASE_FILE, TensorSpec
+from rootlet_runtime.state import TrainState
+from rootlet_runtime.tensors import zeros
+
+# TensorProto.DataType to numpy, for the types that numpy has.
+_DTYPES = {
+    1: np.float32,
+    2: np.uint8,
+    3: np.int8,
+    4: np.uint16,
+    5: np.int16,
+    6: np.int32,
+    7: np.int64,
+    9: np.bool_,
+    10: np.float16,
+    11: np.float64,
+    12: np.uint32,
+    13: np.uint64,
+}
+_ERRORS_ONLY = 3
+
+T = TypeVar("T")
+
+
+def open_engine(bundle: Bundle, num_threads: int) -> "OnnxEngine":
+    """The registry's entry point."""
+    return OnnxEngine(bundle, num_threads)
+
+
+class _Slot:
+    """One complete state in the engine's memory, seen by numpy and by ONNX Runtime at once."""
+
+    def __init__(self, adapter: tuple[TensorSpec, ...], optimizer: tuple[TensorSpec, ...]) -> None:
+        self.adapter = zeros(adapter)
+        self.optimizer = zeros(optimizer)
+        self.steps = 0
+        self.adapter_values = _share("adapter", self.adapter)
+        self.values = self.adapter_values | _share("optimizer", self.optimizer)
+
+    def fill(self, state: TrainState) -> None:
+        for target, source in (
+            (self.adapter, state.adapter),
+            (self.optimizer, state.optimizer),
+        ):
+            for name, array in target.items():
+                np.copyto(array, source[name])
+        self.steps = state.steps
+
+
+class _TrainBinding:
+    """The train graph with all inputs and outputs bound, for one batch shape, both ways."""
+
+    def __init__(self, session: Any, batch: Batch, slots: tuple[_Slot, _Slot]) -> None:
+        self._session = session
+        self.batch: dict[str, AnyArray] = {
+            name: np.empty_like(getattr(batch, name), order="C") for name in ("x", "y", "w")
+        }
+        self.scalars = {name: np.zeros((), np.float32) for name in ("learning_rate", "step")}
+        self.results = {name: np.zeros((), np.float32) for name in ("loss", "metric")}
+        first, second = slots
+        self._bindings = (self._bind(first, second), self._bind(second, first))
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether a batch has the shape that is bound."""
+        return self.batch["x"].shape == batch.x.shape
+
+    def run(self, source: int) -> None:
+        """One step from slot ``source`` to the other."""
+        self._session.run_with_iobinding(self._bindings[source])
+
+    def _bind(self, source: _Slot, target: _Slot) -> Any:
+        binding = self._session.io_binding()
+        wanted = {node.name for node in self._session.get_inputs()}
+        for name, value in (_share("", self.batch | self.scalars) | source.values).items():
+            if name in wanted:
+                binding.bind_ortvalue_input(name, value)
+        updated = {f"next/{name}": value for name, value in target.values.items()}
+        for name, value in (_share("", self.results) | updated).items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+
+class OnnxEngine:
+    """Sessions are opened when first needed: who only predicts never loads the train graph."""
+
+    def __init__(self, bundle: Bundle, num_threads: int) -> None:
+        onnxruntime.disable_telemetry_events()
+        self._bundle = bundle
+        self._num_threads = num_threads
+        specs = (bundle.manifest.adapter, bundle.manifest.optimizer_state)
+        self._slots = (_Slot(*specs), _Slot(*specs))
+        self._current = 0
+        self._sessions: dict[str, Any] = {}
+        self._binding: _TrainBinding | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps taken since the optimiser was reset."""
+        return self._slots[self._current].steps
+
+    def load_state(self, state: TrainState) -> None:
+        """Takes over a state; it is whole in the other slot before it becomes the current one."""
+        other = 1 - self._current
+        self._slots[other].fill(state)
+        self._current = other
+
+    def state(self) -> TrainState:
+        """The current state, as copies."""
+        slot = self._slots[self._current]
+        return TrainState(
+            adapter={name: array.copy() for name, array in slot.adapter.items()},
+            optimizer={name: array.copy() for name, array in slot.optimizer.items()},
+            steps=slot.steps,
+        )
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """One training step: loss and metric of the batch, before the update."""
+        if self._binding is None or not self._binding.fits(batch):
+            self._binding = _guard(
+                "train", lambda: _TrainBinding(self._session("train"), batch, self._slots)
+            )
+        binding, current = self._binding, self._current
+        steps = self._slots[current].steps + 1
+        for name, array in binding.batch.items():
+            np.copyto(array, getattr(batch, name))
+        binding.scalars["learning_rate"][...] = learning_rate
+        binding.scalars["step"][...] = steps
+        _guard("train", lambda: binding.run(current))
+        self._slots[1 - current].steps = steps
+        self._current = 1 - current
+        return float(binding.results["loss"]), float(binding.results["metric"])
+
+    def evaluate(self, batch: Batch) -> tuple[float, float, float]:
+        """Sums over the batch of loss, metric and weight."""
+        feeds = {"x": batch.x, "y": batch.y, "w": batch.w}
+        found = self._run("evaluate", feeds)
+        loss, metric, weight = (
+            float(found[name]) for name in ("loss_sum", "metric_sum", "weight_sum")
+        )
+        return loss, metric, weight
+
+    def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        """The outputs [B, K]."""
+        output: npt.NDArray[np.float32] = self._run("predict", {"x": x})["output"]
+        return output
+
+    def release(self) -> None:
+        """Closes the sessions; the state stays."""
+        self._binding = None
+        self._sessions.clear()
+
+    def _run(self, role: str, feeds: Mapping[str, AnyArray]) -> dict[str, Any]:
+        session = self._session(role)
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+                  for name, array in feeds.items()}  # fmt: skip
+        values |= self._slots[self._current].adapter_values
+        outputs = self._bundle.manifest.graphs[role].outputs
+        found = _guard(role, lambda: session.run_with_ort_values(list(outputs), values))
+        return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+
+    def _session(self, role: str) -> Any:
+        if role not in self._sessions:
+            self._sessions[role] = _guard(role, lambda: self._open(role))
+            self._bundle.release_pages()
+        return self._sessions[role]
+
+    def _open(self, role: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._num_threads
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # halves the memory of a step, and costs no time
+        options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        base = self._bundle.entry(BASE_FILE)
+        tensors = self._bundle.summaries[role].external
+        views: list[AnyArray] = [
+            np.frombuffer(base[t.offset : t.offset + t.length], _DTYPES[t.data_type]).reshape(
+                t.shape
+            )
+            for t in tensors
+        ]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(view) for view in views]
+        options.add_external_initializers([tensor.name for tensor in tensors], values)
+        graph = bytes(self._bundle.entry(self._bundle.manifest.graphs[role].file))
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _share(prefix: str, arrays: Mapping[str, AnyArray]) -> dict[str, Any]:
+    """ONNX Runtime's view of numpy's memory; the view holds the array."""
+    stem = f"{prefix}/" if prefix else ""
+    return {
+        f"{stem}{name}": onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        for name, array in arrays.items()
+    }
+
+
+def _guard(role: str, call: Callable[[], T]) -> T:
+    """Runs ``call``; the library's exceptions, which have no common base, become ours."""
+    try:
+        return call()
+    except TrainingError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"the {role} graph failed in onnxruntime: {error}") from error

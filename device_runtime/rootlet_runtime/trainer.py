@@ -1,0 +1,231 @@
+"""The trainer: one bundle's adapter, trained, evaluated and used on a device."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+import numpy as np
+import numpy.typing as npt
+
+from rootlet_runtime import batches, examples
+from rootlet_runtime.batches import AnyArray, Batch
+from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.checkpoint import (
+    Checkpoint,
+    fitting_state,
+    read_checkpoint,
+    write_checkpoint,
+)
+from rootlet_runtime.engines import Engine, open_engine
+from rootlet_runtime.errors import CheckpointError, DataError
+from rootlet_runtime.fit import FitResult, FitRun, Progress
+from rootlet_runtime.state import TrainState
+from rootlet_runtime.tensors import Arrays, check_arrays, zeros
+
+DEFAULT_BATCH_SIZE = 64
+TRAINER_STEM = "trainer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Means over the examples; ``metric`` is accuracy, or mean squared error for regression."""
+
+    loss: float
+    metric: float
+    examples: int
+
+
+class Trainer:
+    """Trains the adapter of a verified bundle.
+
+    ``predict``, ``evaluate`` and ``adapter`` may be called from other threads while ``fit`` runs:
+    they wait for the step in progress at most, and see the adapter as it is then. Call ``fit``,
+    ``load_adapter`` and ``restore`` from one thread at a time.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, engine: str = "onnxruntime", num_threads: int = 1
+    ) -> None:
+        """Opens the engine; its graphs are loaded when they are first used.
+
+        Raises:
+            MissingExtraError: the engine's library is not installed.
+        """
+        self.bundle = bundle
+        self._engine: Engine = _Locked(open_engine(engine, bundle, num_threads))
+        self.load_adapter(bundle.initial_adapter())
+
+    def fit(
+        self,
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+        progress: Progress | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 50,
+    ) -> FitResult:
+        """Trains the adapter, going on from its present value and optimiser state.
+
+        The order of the examples is a function of one number drawn from ``rng``. A batch larger
+        than the data is cut to the data's size.
+
+        With ``checkpoint_dir``, a ``fit`` that was killed or stopped is taken up by the next call
+        that starts from the same bundle, adapter, ``x``, ``y``, epochs, batch size and learning
+        rate: it goes on at the last checkpoint with the stored seed and ends with the same bits as
+        one that ran through. A checkpoint of any other ``fit`` is ignored, and replaced by the
+        first one written.
+
+        Args:
+            x: examples, [N, …] as in ``manifest.x``.
+            y: labels [N], or targets [N, K].
+            epochs: passes over the data.
+            batch_size: examples of one step, at most ``manifest.max_batch``.
+            learning_rate: step size.
+            rng: where the order comes from.
+            progress: called after every step; returning ``False`` stops between two steps.
+            checkpoint_dir: where an unfinished ``fit`` is kept.
+            checkpoint_every: steps between two checkpoints.
+
+        Raises:
+            DataError: the examples or settings cannot be used; nothing was changed.
+            NonFiniteLossError: the adapter and optimiser state from before the call are back.
+            CheckpointError: a checkpoint is damaged or cannot be written.
+        """
+        manifest = self.bundle.manifest
+        checked_x, checked_y = examples.check_examples(x, y, manifest)
+        size = examples.check_batch_size(batch_size, manifest)
+        if checkpoint_every < 1:
+            raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
+        run = FitRun(
+            bundle=self.bundle,
+            engine=self._engine,
+            x=checked_x,
+            y=checked_y,
+            epochs=examples.check_epochs(epochs),
+            batch_size=min(size, len(checked_x)),
+            learning_rate=examples.check_learning_rate(learning_rate),
+            seed=batches.draw_seed(rng),
+            progress=progress,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_every=checkpoint_every,
+        )
+        return run.run()
+
+    def evaluate(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, batch_size: int | None = None
+    ) -> EvaluateResult:
+        """Loss and metric of the present adapter.
+
+        Raises:
+            DataError: the examples cannot be used.
+        """
+        checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
+        size = self._batch_size(batch_size, len(checked_x))
+        sums = np.zeros(3)
+        for rows in batches.in_order(len(checked_x), size):
+            sums += self._engine.evaluate(batches.gather(checked_x, checked_y, rows, size))
+        loss, metric, weight = (float(total) for total in sums)
+        return EvaluateResult(loss=loss / weight, metric=metric / weight, examples=len(checked_x))
+
+    def predict(self, x: npt.ArrayLike, batch_size: int | None = None) -> npt.NDArray[np.float32]:
+        """Outputs [N, K]: class probabilities, or regression values.
+
+        Raises:
+            DataError: the examples cannot be used.
+        """
+        checked = examples.check_x(x, self.bundle.manifest)
+        size = self._batch_size(batch_size, len(checked))
+        outputs = np.empty((len(checked), self.bundle.manifest.num_outputs), np.float32)
+        for rows in batches.in_order(len(checked), size):
+            padded = checked[batches.pad_rows(rows, size)]
+            outputs[rows] = self._engine.predict(padded)[: len(rows)]
+        return outputs
+
+    @property
+    def adapter(self) -> Arrays:
+        """The present adapter, as copies, by name."""
+        return self._engine.state().adapter
+
+    def load_adapter(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        """Replaces the adapter and starts the optimiser anew.
+
+        Raises:
+            AdapterError: it does not fit the bundle; the present adapter is kept.
+        """
+        manifest = self.bundle.manifest
+        adapter = check_arrays(arrays, manifest.adapter)
+        optimizer = zeros(manifest.optimizer_state)
+        self._engine.load_state(TrainState(adapter=adapter, optimizer=optimizer))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the adapter and optimiser state; a crash leaves the old checkpoint or the new one.
+
+        Raises:
+            CheckpointError: the disk refused; an older checkpoint is as it was.
+        """
+        checkpoint = Checkpoint(
+            state=self._engine.state(), manifest_sha256=self.bundle.manifest_sha256, notes={}
+        )
+        write_checkpoint(Path(folder), TRAINER_STEM, checkpoint)
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """Takes up what :meth:`save` wrote with the same bundle.
+
+        Raises:
+            CheckpointError: absent, damaged, or of another bundle; the present state is kept.
+        """
+        checkpoint = read_checkpoint(Path(folder), TRAINER_STEM)
+        if checkpoint is None:
+            raise CheckpointError(f"{folder}: holds no saved trainer; Trainer.save writes one")
+        self._engine.load_state(fitting_state(checkpoint, self.bundle, Path(folder)))
+
+    def release(self) -> None:
+        """Frees the graphs' memory; the adapter stays, and the next call loads them again."""
+        self._engine.release()
+
+    def _batch_size(self, asked: int | None, available: int) -> int:
+        limit = self.bundle.manifest.max_batch
+        size = min(DEFAULT_BATCH_SIZE, limit) if asked is None else asked
+        return min(examples.check_batch_size(size, self.bundle.manifest), available)
+
+
+class _Locked:
+    """An engine used from several threads: one call at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = RLock()
+
+    @property
+    def steps(self) -> int:
+        return self._engine.steps
+
+    def load_state(self, state: TrainState) -> None:
+        with self._lock:
+            self._engine.load_state(state)
+
+    def state(self) -> TrainState:
+        with self._lock:
+            return self._engine.state()
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        with self._lock:
+            return self._engine.step(batch, learning_rate)
+
+    def evaluate(self, batch: Batch) -> tuple[float, float, float]:
+        with self._lock:
+            return self._engine.evaluate(batch)
+
+    def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        with self._lock:
+            return self._engine.predict(x)
+
+    def release(self) -> None:
+        with self._lock:
+            self._engine.release()
