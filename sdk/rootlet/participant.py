@@ -1,0 +1,206 @@
+"""A device's answers: measure, train, and refuse what the device did not agree to."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rootlet import protocol
+from rootlet.errors import RecordError, RequestRefusedError
+from rootlet.fleet.envelope import Answer, FleetRequest
+from rootlet.fleet.objects import records_bytes
+from rootlet.fleet.records import ArrayRecord
+from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from rootlet_runtime.energy import estimate_energy_j
+from rootlet_runtime.errors import AdapterError, DataError
+from rootlet_runtime.fit import FitResult
+from rootlet_runtime.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+class DataSource(Protocol):
+    """A device's examples, asked for anew in each round."""
+
+    def train(self) -> Examples:
+        """Return the examples to train on: x `[N, ...]`, y `[N, ...]`."""
+
+    def holdout(self) -> Examples | None:
+        """Return the examples to measure on; None, or no rows, to measure on the training ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundLimits:
+    """The most that a server may ask for in one round; the batch is bounded by the bundle.
+
+    Attributes:
+        epochs: Passes over the examples.
+        learning_rate: Step size.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.learning_rate > 0:
+            raise ValueError(f"{self}: epochs >= 1 and learning_rate > 0 are needed")
+
+
+DEFAULT_LIMITS = RoundLimits()
+
+
+class Participant:
+    """Answers requests with a trainer and the device's own examples.
+
+    A request that is refused or fails is answered with an error that says why; the device goes on,
+    with the adapter that it had before. After a successful `train` the trainer holds the trained
+    adapter; `evaluate` leaves it as it was.
+
+    Args:
+        trainer: The bundle's trainer.
+        data: The device's examples.
+        limits: Bounds on what a server may ask for.
+        rng: Draws the order of the examples; by default seeded by the operating system.
+        checkpoint_dir: Where an interrupted training goes on from; None to start it anew.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: DataSource,
+        *,
+        limits: RoundLimits = DEFAULT_LIMITS,
+        rng: np.random.Generator | None = None,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._data = data
+        self._limits = limits
+        self._rng = rng or np.random.default_rng()
+        self._checkpoint_dir = checkpoint_dir
+        classes = trainer.bundle.manifest.task == "classification"
+        self._metric = protocol.METRICS[0 if classes else 1]
+
+    def answer(
+        self, request: FleetRequest, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Answer | None:
+        """Return the answer to a request; None where `should_stop` interrupted the training."""
+        before = self._trainer.adapter
+        try:
+            answer = self._answer(request, should_stop)
+        except RecordError as error:
+            answer = Answer({}, str(error), protocol.ERROR_MALFORMED)
+        except (RequestRefusedError, AdapterError) as error:
+            answer = Answer({}, str(error), protocol.ERROR_REFUSED)
+        except Exception as error:  # the app's data source or the engine: the device must live on
+            log.warning("a %s request failed", request.message_type, exc_info=True)
+            answer = Answer({}, f"{type(error).__name__}: {error}", protocol.ERROR_FAILED)
+        trained = request.message_type == protocol.TRAIN
+        if answer is None or answer.error or not trained:
+            self._trainer.load_adapter(before)
+        return answer
+
+    def _answer(self, request: FleetRequest, should_stop: Callable[[], bool]) -> Answer | None:
+        if request.message_type == protocol.TRAIN:
+            asked = TrainRequest.from_records(request.records)
+            self._check(asked)
+            self._check_training(asked)
+            return self._train(asked, request.n_bytes, should_stop)
+        if request.message_type == protocol.EVALUATE:
+            evaluation = EvaluateRequest.from_records(request.records)
+            self._check(evaluation)
+            return self._evaluate(evaluation)
+        raise RequestRefusedError(
+            f"message type {request.message_type!r:.80} is unknown; this device answers "
+            f"{protocol.TRAIN!r} and {protocol.EVALUATE!r}"
+        )
+
+    def _train(
+        self, asked: TrainRequest, bytes_down: int, should_stop: Callable[[], bool]
+    ) -> Answer | None:
+        x, y = self._data.train()
+        measured_x, measured_y = self._measured(x, y)
+        self._trainer.load_adapter(asked.adapter)
+        received = self._trainer.evaluate(measured_x, measured_y)
+        result: FitResult = self._trainer.fit(
+            x,
+            y,
+            epochs=asked.epochs,
+            batch_size=asked.batch_size,
+            learning_rate=asked.learning_rate,
+            rng=self._rng,
+            progress=lambda progress: not should_stop(),
+            checkpoint_dir=self._checkpoint_dir,
+        )
+        if result.stopped:
+            return None
+        adapter = self._trainer.adapter
+        reply = TrainReply(
+            metric=self._metric,
+            adapter=adapter,
+            num_examples=len(x),
+            loss=result.loss,
+            received=received.metric,
+            trained=self._trainer.evaluate(measured_x, measured_y).metric,
+            train_s=result.seconds,
+            energy_estimated_j=self._energy_j(result.examples, 2 * len(measured_x)),
+            bytes_down=bytes_down,
+            bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
+        )
+        return Answer(reply.to_records())
+
+    def _evaluate(self, asked: EvaluateRequest) -> Answer:
+        x, y = self._measured(*self._data.train())
+        self._trainer.load_adapter(asked.adapter)
+        result = self._trainer.evaluate(x, y)
+        reply = EvaluateReply(
+            metric=self._metric,
+            num_examples=result.examples,
+            loss=result.loss,
+            received=result.metric,
+        )
+        return Answer(reply.to_records())
+
+    def _measured(self, x: np.ndarray, y: np.ndarray) -> Examples:
+        """Return the examples to measure on."""
+        if len(x) == 0:
+            raise DataError("this device has no examples yet: 0 rows; at least 1 is needed")
+        holdout = self._data.holdout()
+        return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
+
+    def _energy_j(self, train_examples: int, predict_examples: int) -> float:
+        cost: Mapping[str, Any] = self._trainer.bundle.manifest.cost
+        estimate = estimate_energy_j(
+            cost, train_examples=train_examples, predict_examples=predict_examples
+        )
+        return estimate.joules
+
+    def _check(self, asked: EvaluateRequest) -> None:
+        """Refuse a request for another bundle."""
+        bundle = self._trainer.bundle
+        if asked.manifest_sha256 != bundle.manifest_sha256:
+            raise RequestRefusedError(
+                f"the request is for bundle {asked.bundle} {asked.bundle_version} "
+                f"({asked.manifest_sha256[:12]}…); this device runs {bundle.manifest.name} "
+                f"{bundle.manifest.version} ({bundle.manifest_sha256[:12]}…): install the same "
+                "bundle on both sides"
+            )
+
+    def _check_training(self, asked: TrainRequest) -> None:
+        """Refuse a training beyond the device's bounds."""
+        bounds = (
+            ("epochs", asked.epochs, self._limits.epochs),
+            ("learning_rate", asked.learning_rate, self._limits.learning_rate),
+            ("batch_size", asked.batch_size, self._trainer.bundle.manifest.max_batch),
+        )
+        for name, value, bound in bounds:
+            if value > bound:
+                raise RequestRefusedError(
+                    f"{name} is {value}; this device accepts at most {bound}: ask for less, or "
+                    "raise the device's limit"
+                )

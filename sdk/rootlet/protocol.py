@@ -1,0 +1,289 @@
+"""What rootlet says inside a Flower message: requests, replies and their records.
+
+`docs/architecture.md`, contract 3, has the table. Every value is checked when it is made, and
+`from_records` refuses records, names and types beyond those of the table, so that both sides work
+with values that make sense.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from rootlet.errors import RecordError
+from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord, Records
+
+PROTOCOL_VERSION = 1
+
+TRAIN, EVALUATE = "train", "evaluate"
+METRICS = ("accuracy", "error")
+"""What a model is measured by: accuracy for classification, mean squared error for regression."""
+
+ERROR_REFUSED = 1001
+"""The device does not accept the request (another bundle, beyond its bounds, unknown type)."""
+ERROR_FAILED = 1002
+"""The device accepted the request and could not fulfil it."""
+ERROR_MALFORMED = 1003
+"""The request could not be read."""
+
+MAX_NAME = 200
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BUNDLE_KEYS = {
+    "protocol": int,
+    "bundle": str,
+    "bundle_version": int,
+    "manifest_sha256": str,
+    "round": int,
+}
+_TRAIN_KEYS = {**_BUNDLE_KEYS, "epochs": int, "batch_size": int, "learning_rate": float}
+
+Arrays = Mapping[str, np.ndarray]
+AnyRecords = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluateRequest:
+    """Measure this adapter on your held-out examples.
+
+    Attributes:
+        adapter: float32 arrays by adapter name.
+        bundle: Name of the bundle that the adapter belongs to.
+        bundle_version: Its version.
+        manifest_sha256: Its identity: SHA-256 of the manifest, in hex.
+        round: Round of the federation, from 1; 0 before the first.
+    """
+
+    adapter: Arrays
+    bundle: str
+    bundle_version: int
+    manifest_sha256: str
+    round: int
+
+    def __post_init__(self) -> None:
+        _check_adapter(self.adapter)
+        _require(0 < len(self.bundle) <= MAX_NAME, "bundle", self.bundle, "1 to 200 characters")
+        _require(self.bundle_version >= 1, "bundle_version", self.bundle_version, "at least 1")
+        _require(
+            _SHA256.fullmatch(self.manifest_sha256) is not None,
+            "manifest_sha256",
+            self.manifest_sha256,
+            "64 lower-case hex digits",
+        )
+        _require(self.round >= 0, "round", self.round, "at least 0")
+
+    def to_records(self) -> Records:
+        """Return the content of the message."""
+        return {"arrays": ArrayRecord(self.adapter), "config": ConfigRecord(self._config())}
+
+    @classmethod
+    def from_records(cls, records: AnyRecords) -> Self:
+        """Return the request in the content of a message.
+
+        Raises:
+            RecordError: Anything missing, unknown, of the wrong type or out of bounds.
+        """
+        config = _config(records, _BUNDLE_KEYS)
+        return cls(adapter=dict(records["arrays"]), **config)
+
+    def _config(self) -> dict[str, int | float | str]:
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "bundle": self.bundle,
+            "bundle_version": self.bundle_version,
+            "manifest_sha256": self.manifest_sha256,
+            "round": self.round,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest(EvaluateRequest):
+    """Train this adapter on your examples.
+
+    Attributes:
+        epochs: Passes over the examples.
+        batch_size: Examples of one step.
+        learning_rate: Step size.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _require(positive, "learning_rate", self.learning_rate, "positive and finite")
+
+    @classmethod
+    def from_records(cls, records: AnyRecords) -> Self:
+        """Return the request in the content of a message.
+
+        Raises:
+            RecordError: Anything missing, unknown, of the wrong type or out of bounds.
+        """
+        config = _config(records, _TRAIN_KEYS)
+        return cls(adapter=dict(records["arrays"]), **config)
+
+    def _config(self) -> dict[str, int | float | str]:
+        return {
+            **super()._config(),
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "learning_rate": float(self.learning_rate),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluateReply:
+    """How good the received adapter is.
+
+    Attributes:
+        metric: `accuracy` or `error`.
+        num_examples: Examples measured on.
+        loss: Mean loss of the received adapter.
+        received: The metric of the received adapter.
+    """
+
+    metric: str
+    num_examples: int
+    loss: float
+    received: float
+
+    def __post_init__(self) -> None:
+        _require(self.metric in METRICS, "metric", self.metric, f"one of {METRICS}")
+        _require(self.num_examples >= 1, "num-examples", self.num_examples, "at least 1")
+        for name, value in self._numbers().items():
+            _require(math.isfinite(value), name, value, "finite")
+
+    def to_records(self) -> Records:
+        """Return the content of the message."""
+        return {"metrics": MetricRecord({"num-examples": self.num_examples, **self._numbers()})}
+
+    @classmethod
+    def from_records(cls, records: AnyRecords) -> Self:
+        """Return the reply in the content of a message.
+
+        Raises:
+            RecordError: Anything missing, unknown, of the wrong type or out of bounds.
+        """
+        _check_names("records", records, {"metrics"})
+        return cls(**_metrics(records["metrics"], ("received",), ("loss",)))
+
+    def _numbers(self) -> dict[str, float]:
+        return {"loss": self.loss, f"{self.metric}_received": self.received}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainReply(EvaluateReply):
+    """A trained adapter, and what it took.
+
+    Attributes:
+        adapter: float32 arrays by adapter name.
+        num_examples: Examples trained on: the adapter's weight in the average.
+        loss: Mean loss over the last epoch.
+        trained: The metric of the trained adapter, on the examples that `received` is measured on.
+        train_s: Seconds of training.
+        energy_estimated_j: Estimated energy of training and measuring, in joules.
+        bytes_down: Bytes of the request's objects.
+        bytes_up: Bytes of the objects that carry the adapter.
+    """
+
+    adapter: Arrays
+    trained: float
+    train_s: float
+    energy_estimated_j: float
+    bytes_down: int
+    bytes_up: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_adapter(self.adapter)
+        for name in ("train_s", "energy_estimated_j", "bytes_down", "bytes_up"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+    def to_records(self) -> Records:
+        """Return the content of the message."""
+        return {"arrays": ArrayRecord(self.adapter), **super().to_records()}
+
+    @classmethod
+    def from_records(cls, records: AnyRecords) -> Self:
+        """Return the reply in the content of a message.
+
+        Raises:
+            RecordError: Anything missing, unknown, of the wrong type or out of bounds.
+        """
+        _check_names("records", records, {"arrays", "metrics"})
+        values = _metrics(
+            records["metrics"],
+            ("received", "trained"),
+            ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up"),
+        )
+        return cls(adapter=dict(records["arrays"]), **values)
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            **super()._numbers(),
+            f"{self.metric}_trained": self.trained,
+            "train_s": self.train_s,
+            "energy_estimated_j": self.energy_estimated_j,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+        }
+
+
+def _require(holds: bool, name: str, value: object, bound: str) -> None:
+    if not holds:
+        raise RecordError(f"{name} is {value!r:.100}; it must be {bound}")
+
+
+def _check_adapter(adapter: Arrays) -> None:
+    _require(bool(adapter), "adapter", dict(adapter), "at least one array")
+    for name, array in adapter.items():
+        dtype = getattr(array, "dtype", type(array).__name__)
+        _require(dtype == np.float32, f"dtype of {name!r:.100}", str(dtype), "float32")
+
+
+def _check_names(what: str, found: Mapping[str, object], expected: set[str]) -> None:
+    missing, unknown = expected - set(found), set(found) - expected
+    if missing or unknown:
+        raise RecordError(
+            f"{what}: missing {sorted(missing)}, unknown {str(sorted(unknown))[:200]}; protocol "
+            f"{PROTOCOL_VERSION} has {sorted(expected)}"
+        )
+
+
+def _config(records: AnyRecords, keys: Mapping[str, type]) -> dict[str, Any]:
+    """Return the checked settings of a request, without the protocol's version."""
+    _check_names("records", records, {"arrays", "config"})
+    config = dict(records["config"])
+    version = config.get("protocol")
+    if version != PROTOCOL_VERSION:
+        raise RecordError(
+            f"protocol is {version!r:.40}; this device speaks {PROTOCOL_VERSION}: install the same "
+            "rootlet version on both sides"
+        )
+    _check_names("config", config, set(keys))
+    for name, kind in keys.items():
+        _require(type(config[name]) is kind, name, config[name], f"of type {kind.__name__}")
+    del config["protocol"]
+    return config
+
+
+def _metrics(
+    record: Mapping[str, Any], measured: tuple[str, ...], plain: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the fields of a reply from its metric record."""
+    metric = next((name for name in METRICS if f"{name}_received" in record), METRICS[0])
+    fields = {name: name for name in plain} | {f"{metric}_{name}": name for name in measured}
+    fields["num-examples"] = "num_examples"
+    _check_names("metrics", record, set(fields))
+    for name in fields:
+        integer = name in {"num-examples", "bytes_down", "bytes_up"}
+        kinds = (int,) if integer else (int, float)
+        _require(type(record[name]) in kinds, name, record[name], f"one {kinds[-1].__name__}")
+    return {"metric": metric, **{field: record[name] for name, field in fields.items()}}
