@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy.typing as npt
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -76,7 +77,7 @@ def publish(
     signing_key: Ed25519PrivateKey,
     version: int | None = None,
     expires_at: str | None = None,
-    adapter: Arrays | None = None,
+    adapter: Mapping[str, npt.ArrayLike] | None = None,
 ) -> Manifest:
     """Publishes a bundle again: newer, signed by ``signing_key``, maybe with another adapter.
 
@@ -84,7 +85,8 @@ def publish(
         source: a loaded bundle; everything that is not named here is kept.
         path: where the new bundle goes; it may not be the source.
         signing_key: the publisher.
-        version: the source's plus one by default; it must be greater than the source's.
+        version: the source's plus one by default; it must be greater than the source's. Only an
+            unsigned source, which no device accepted, may keep its version, and does by default.
         expires_at: RFC 3339 in UTC; the source's by default.
         adapter: the improved adapter, by name.
 
@@ -92,11 +94,12 @@ def publish(
         RollbackError: ``version`` is not newer.
         AdapterError: ``adapter`` does not fit the manifest.
     """
-    version = source.manifest.version + 1 if version is None else version
-    if version <= source.manifest.version:
+    oldest = source.manifest.version + (source.signature is not None)
+    version = oldest if version is None else version
+    if version < oldest:
         raise RollbackError(
-            f"version {version} is not newer than {source.manifest.version}; devices that saw that "
-            "one would refuse it"
+            f"version {version}: the source is version {source.manifest.version}, and devices that "
+            f"saw it would refuse this one; use {oldest} or more"
         )
     files: dict[str, Content] = {name: source.entry(name) for name in CONTENT_FILES}
     if adapter is not None:
