@@ -17,7 +17,8 @@ RootletError
 ├── RequestRefusedError          a well-formed request that this device does not accept
 ├── ConfigError                  a configuration value outside its bounds
 ├── StoreError                   observed examples that cannot be kept or read
-└── StateError                   a state directory in use, or a client in the wrong state
+├── StateError                   a state directory in use, or a client in the wrong state
+└── NotNowError                  the participation policy does not allow it at the moment
 ```
 """
 
@@ -103,3 +104,7 @@ class StoreError(RootletError):
 
 class StateError(RootletError):
     """The state directory is in use by another process, or a client is in the wrong state."""
+
+
+class NotNowError(RootletError):
+    """The participation policy does not allow it at the moment."""

@@ -7,6 +7,7 @@ rounds.json     {"day": "2026-11-23", "rounds": 3}
 node.key        the node's private key, where it was generated here; node.key.pub beside it
 adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest
 examples/       what the app observed (`rootlet.store`)
+mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
 Files are written aside, fsynced and renamed; a crash leaves the old file or the new one.
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rootlet.errors import StateError
 from rootlet.fleet.keys import NodeKey
@@ -44,6 +45,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.examples = path / "examples"
+        self.mailbox = path / "mailbox"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -142,11 +144,7 @@ class StateDirectory:
 
     def _write(self, name: str, value: object) -> None:
         raw = json.dumps(value, sort_keys=True).encode("utf-8")
-        write_atomically(self.path / name, lambda file: _write_all(file, raw), mode=0o600)
-
-
-def _write_all(file: BinaryIO, raw: bytes) -> None:
-    file.write(raw)
+        write_atomically(self.path / name, raw)
 
 
 def _versions(value: Any) -> dict[str, int]:

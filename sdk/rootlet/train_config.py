@@ -4,17 +4,20 @@ import math
 from dataclasses import dataclass
 
 from rootlet.errors import ConfigError
+from rootlet.participant import DEFAULT_LIMITS, RoundLimits
 from rootlet_runtime.manifest import TrainingDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The device's own training settings; they bound what a round may ask for.
+    """The device's own training settings; ``epochs`` and ``learning_rate`` also bound a server's.
 
     Attributes:
-        epochs: Passes over the examples in one training. None: the bundle's default.
-        batch_size: Examples in one step. None: the bundle's default.
-        learning_rate: Step length. None: the bundle's default.
+        epochs: Passes over the examples in one training. None: the bundle's default for local
+            training, and `RoundLimits`' bound for a server.
+        batch_size: Examples in one step. None: the bundle's default. A server's choice is bounded
+            by the bundle's ``max_batch``.
+        learning_rate: Step length. None: as for ``epochs``.
         num_threads: Processor threads that one training may use.
 
     Raises:
@@ -34,6 +37,13 @@ class TrainConfig:
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ConfigError(f"learning_rate is {rate}: give a positive, finite number")
+
+    def limits(self) -> RoundLimits:
+        """The most that a server may ask for."""
+        return RoundLimits(
+            epochs=self.epochs or DEFAULT_LIMITS.epochs,
+            learning_rate=self.learning_rate or DEFAULT_LIMITS.learning_rate,
+        )
 
     def resolved(self, defaults: TrainingDefaults) -> TrainingDefaults:
         """These settings with the bundle's defaults in place of None."""

@@ -1,0 +1,124 @@
+"""One adapter on a device: trained in the background, saved when finished, used by the app."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rootlet.participant import DataSource, Examples, Participant, RoundLimits
+from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import CheckpointError
+from rootlet_runtime.fit import FitProgress, FitResult, Progress
+from rootlet_runtime.manifest import TrainingDefaults
+from rootlet_runtime.trainer import Trainer
+
+CHECKPOINTS_PER_FIT = 10
+MIN_STEPS_PER_CHECKPOINT = 50
+
+_log = logging.getLogger(__name__)
+
+
+class Learner:
+    """A trainer, and beside it a predictor that holds the last finished adapter.
+
+    Whoever changes the trainer holds ``busy``. ``predict`` never takes it: it waits for another
+    prediction or for the exchange of the adapter at most, and never sees a half-trained one.
+
+    Args:
+        bundle: What to train.
+        folder: Where the finished adapter and an unfinished training are kept.
+        num_threads: Processor threads of one training.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path, num_threads: int) -> None:
+        self.trainer = Trainer(bundle, num_threads=num_threads)
+        self.busy = threading.Lock()
+        self._folder = folder
+        self._predictor = Trainer(bundle)
+        self._exchange = threading.Lock()
+        self._restore_or_begin()
+
+    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Outputs ``[N, K]`` of the last finished adapter, for inputs ``[N, ...]``."""
+        with self._exchange:
+            return self._predictor.predict(x)
+
+    def fit(
+        self,
+        examples: Examples,
+        settings: TrainingDefaults,
+        *,
+        may_go_on: Callable[[], bool],
+        progress: Progress | None = None,
+    ) -> FitResult:
+        """Trains on from the finished adapter; asks ``may_go_on`` between two steps.
+
+        If it is stopped or fails, the adapter is the one from before, and the steps taken are kept
+        in the folder: a later call with the same arguments goes on from there.
+
+        Raises:
+            TrainingError: The loss left the finite numbers.
+            DataError: The examples cannot be used.
+        """
+
+        def watch(report: FitProgress) -> bool:
+            wanted = progress is None or progress(report) is not False
+            return wanted and may_go_on()
+
+        x, y = examples
+        steps = settings.epochs * -(-len(x) // settings.batch_size)
+        with self.busy:
+            try:
+                result = self.trainer.fit(
+                    x,
+                    y,
+                    epochs=settings.epochs,
+                    batch_size=settings.batch_size,
+                    learning_rate=settings.learning_rate,
+                    rng=np.random.default_rng(),
+                    progress=watch,
+                    checkpoint_dir=self._folder,
+                    checkpoint_every=max(MIN_STEPS_PER_CHECKPOINT, steps // CHECKPOINTS_PER_FIT),
+                )
+            except BaseException:
+                self.roll_back()
+                raise
+            if result.stopped:
+                self.roll_back()
+            else:
+                self.finish()
+        return result
+
+    def participant(self, data: DataSource, limits: RoundLimits) -> Participant:
+        """One that answers a server's requests with this trainer; its caller holds ``busy``."""
+        return Participant(self.trainer, data, limits=limits, checkpoint_dir=self._folder / "round")
+
+    def finish(self) -> None:
+        """Saves the trainer's adapter and lets ``predict`` use it; the caller holds ``busy``."""
+        self.trainer.save(self._folder)
+        self._publish()
+
+    def roll_back(self) -> None:
+        """Gives the trainer its last finished adapter again; the caller holds ``busy``."""
+        self.trainer.restore(self._folder)
+
+    def release(self) -> None:
+        """Frees the memory of the training graphs until they are needed again."""
+        self.trainer.release()
+
+    def _publish(self) -> None:
+        adapter = self.trainer.adapter
+        with self._exchange:
+            self._predictor.load_adapter(adapter)
+
+    def _restore_or_begin(self) -> None:
+        try:
+            self.trainer.restore(self._folder)
+        except CheckpointError as error:
+            if self._folder.exists():
+                _log.warning("training starts anew from the bundle's adapter: %s", error)
+            self.trainer.save(self._folder)
+        self._publish()
