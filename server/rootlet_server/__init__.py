@@ -1,0 +1,42 @@
+"""The server's side: compile a torch model into a bundle, and federate it over a Flower SuperLink.
+
+Names are loaded when they are first used, so that importing the package loads neither torch nor
+flwr.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
+    from rootlet_server.federation import ServeConfig, ServeResult, serve
+
+_MODULES = {
+    "CompileConfig": "rootlet_server.compiler",
+    "LoraConfig": "rootlet_server.compiler",
+    "ServeConfig": "rootlet_server.federation",
+    "ServeResult": "rootlet_server.federation",
+    "compile_bundle": "rootlet_server.compiler",
+    "serve": "rootlet_server.federation",
+}
+
+__all__ = [
+    "CompileConfig",
+    "LoraConfig",
+    "ServeConfig",
+    "ServeResult",
+    "compile_bundle",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> object:
+    """The exported name, from the module that defines it (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The exported names."""
+    return __all__

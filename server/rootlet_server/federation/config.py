@@ -1,0 +1,135 @@
+"""What `rootlet serve` is told."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from rootlet_server.errors import ServeConfigError
+from rootlet_server.federation.address import is_wildcard, require_guarded
+
+TlsChoice = Literal["off", "auto"] | tuple[Path, Path, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A federation to serve.
+
+    Attributes:
+        bundle: The bundle that the devices hold.
+        trusted_keys: Publishers whose bundles may be served; the signing key's must be among them.
+        signing_key: PEM file of the Ed25519 private key that signs the improved bundle.
+        state_dir: Keeps the round checkpoint, certificates, events and logs.
+        out: Where the improved bundle goes, or None for `NAME-VERSION.rootlet` in `state_dir`.
+        events: The event log, or None for `events.jsonl` in `state_dir`.
+        rounds: How many rounds to run.
+        min_devices: Devices that must be online before a round starts.
+        cohort_size: Devices asked in a round, or None for all that are online.
+        epochs: Passes over a device's examples in a round; None for the bundle's own default.
+        batch_size: Examples in a step; None for the bundle's own default.
+        learning_rate: Step size; None for the bundle's own default.
+        deadline_s: How long a round waits for answers, in seconds.
+        wait_s: How long a round waits for `min_devices`, in seconds.
+        max_examples: The largest number of examples by which one device may weigh.
+        host: The address to listen on.
+        port: The port, or 0 for a free one.
+        tls: `off`, `auto` (a local authority, made once), or PEM files (CA, certificate, key).
+        tls_names: Names and addresses that devices dial, for the certificate of `auto`.
+        node_keys: Directory or files of the device public keys that may join; None lets every
+            device join, which only a loopback address allows.
+        database: SQLite file that keeps Flower's nodes and runs over a restart, or None.
+        evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
+
+    Raises:
+        ServeConfigError: a value outside its bounds.
+        PublicAddressError: a public `host` without TLS and node keys.
+    """
+
+    bundle: Path
+    trusted_keys: tuple[Ed25519PublicKey, ...]
+    signing_key: Path
+    state_dir: Path
+    out: Path | None = None
+    events: Path | None = None
+    rounds: int = 5
+    min_devices: int = 2
+    cohort_size: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    deadline_s: float = 600.0
+    wait_s: float = 3600.0
+    max_examples: int = 100_000
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: TlsChoice = "off"
+    tls_names: tuple[str, ...] = ()
+    node_keys: Path | tuple[Path, ...] | None = None
+    database: Path | None = None
+    evaluate_data: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "min_devices", "max_examples"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("cohort_size", "epochs", "batch_size"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        for name in ("learning_rate", "deadline_s", "wait_s"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if not 0 <= self.port <= 65535:
+            raise ServeConfigError(f"port is {self.port}; it must lie in 0..65535")
+        if not self.trusted_keys:
+            raise ServeConfigError(
+                "trusted_keys is empty; name the bundle's publisher (--trusted-key KEY.pub.pem)"
+            )
+        if isinstance(self.tls, str) and self.tls not in ("off", "auto"):
+            raise ServeConfigError(f"tls is {self.tls!r}; it is off, auto, or three PEM files")
+        require_guarded(self.host, tls=self.tls != "off", node_auth=self.node_keys is not None)
+        if self.tls == "auto" and is_wildcard(self.host) and not self.tls_names:
+            raise ServeConfigError(
+                f"host {self.host} names no machine; say by which names or addresses devices dial "
+                "it, for the certificate (--tls-name NAME)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServePaths:
+    """The files of a federation, all under its state directory unless the operator moved them."""
+
+    state_dir: Path
+    manifest_sha256: str
+    name: str
+    version: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """The adapter of the last finished round; one file for each bundle."""
+        return self.state_dir / f"round-{self.manifest_sha256[:16]}.safetensors"
+
+    @property
+    def plan(self) -> Path:
+        """What the ServerApp is told."""
+        return self.state_dir / "plan.json"
+
+    @property
+    def tls(self) -> Path:
+        """The certificates of `tls="auto"`."""
+        return self.state_dir / "tls"
+
+    @property
+    def improved(self) -> Path:
+        """Where the improved bundle goes by default."""
+        return self.state_dir / f"{self.name}-{self.version + 1}.rootlet"
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ServeConfigError(f"{name} is {value}; it must be at least 1")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ServeConfigError(f"{name} is {value}; it must be positive and finite")

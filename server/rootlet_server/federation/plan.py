@@ -1,0 +1,84 @@
+"""What `rootlet serve` tells its ServerApp: one JSON file, by whose path the run is configured."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rootlet_runtime.durable import write_atomically
+from rootlet_server.errors import ServeConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationPlan:
+    """The rounds to run and where their files are.
+
+    Attributes:
+        bundle: Name of the bundle that the devices hold.
+        bundle_version: Its version.
+        manifest_sha256: SHA-256 of its manifest, in hexadecimal.
+        task: `classification` or `regression`.
+        rounds: The last round.
+        min_devices: Devices that must be online before a round starts.
+        cohort_size: Devices asked in a round, or None for all that are online.
+        epochs: Passes over a device's examples in a round.
+        batch_size: Examples in a step.
+        learning_rate: Step size.
+        deadline_s: How long a round waits for answers, in seconds.
+        wait_s: How long a round waits for `min_devices`, in seconds.
+        max_examples: The largest number of examples by which one device may weigh.
+        checkpoint_path: The adapter to start from, and where each round's adapter is saved.
+        events_path: The event log.
+        bundle_path: The bundle, read only where there is evaluation data.
+        trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
+        evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
+    """
+
+    bundle: str
+    bundle_version: int
+    manifest_sha256: str
+    task: str
+    rounds: int
+    min_devices: int
+    cohort_size: int | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    deadline_s: float
+    wait_s: float
+    max_examples: int
+    checkpoint_path: Path
+    events_path: Path
+    bundle_path: Path
+    trusted_keys: tuple[str, ...]
+    evaluate_path: Path | None = None
+
+    @property
+    def metric(self) -> str:
+        """What the devices measure: `accuracy` or, for regression, `error`."""
+        return "accuracy" if self.task == "classification" else "error"
+
+    def save(self, path: Path) -> None:
+        """Write the plan, atomically."""
+        text = json.dumps(asdict(self), default=str, indent=2).encode()
+        write_atomically(path, text)
+
+    @classmethod
+    def load(cls, path: Path) -> "FederationPlan":
+        """Read a plan.
+
+        Raises:
+            ServeConfigError: the file is not a plan.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_bytes())
+            for name in ("checkpoint_path", "events_path", "bundle_path"):
+                values[name] = Path(values[name])
+            if values.get("evaluate_path") is not None:
+                values["evaluate_path"] = Path(values["evaluate_path"])
+            values["trusted_keys"] = tuple(values["trusted_keys"])
+            return cls(**values)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ServeConfigError(
+                f"{path} is not a federation plan ({error}); `rootlet serve` writes one a run"
+            ) from None

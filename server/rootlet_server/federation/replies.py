@@ -1,0 +1,123 @@
+"""What of a device's answer may enter an average.
+
+A device is not trusted: its reply must carry exactly the records, names, shapes and dtypes that
+were asked for, finite throughout, and a number of examples within bounds. Anything else is left
+out, with the reason, and the round goes on without it.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+
+from rootlet.errors import ProtocolError
+from rootlet.fleet.npy import from_npy
+from rootlet_server.errors import ReplyError
+
+NUM_EXAMPLES = "num-examples"
+_TRAIN_METRICS = ("train_s", "energy_estimated_j", "bytes_down", "bytes_up")
+_NPY_HEADER_BYTES = 16_384
+
+
+def check_train_reply(
+    message: Message, *, received: Mapping[str, np.ndarray], metric: str, max_examples: int
+) -> dict[str, float]:
+    """Check an answer to a `train` request.
+
+    Args:
+        message: The answer.
+        received: The adapter that the device was sent; its names and shapes are binding.
+        metric: `accuracy` or `error`.
+        max_examples: The largest number of examples by which one device may weigh.
+
+    Returns:
+        The device's metrics.
+
+    Raises:
+        ReplyError: the answer may not be aggregated.
+    """
+    _check_records(message, ("arrays", "metrics"))
+    _check_arrays(message.content.array_records["arrays"], received)
+    names = (NUM_EXAMPLES, "loss", f"{metric}_received", f"{metric}_trained", *_TRAIN_METRICS)
+    return _check_metrics(message.content.metric_records["metrics"], names, max_examples)
+
+
+def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
+    """Check an answer to an `evaluate` request, as `check_train_reply` does.
+
+    Returns:
+        The device's metrics.
+
+    Raises:
+        ReplyError: the answer may not be aggregated.
+    """
+    _check_records(message, ("metrics",))
+    names = (NUM_EXAMPLES, "loss", f"{metric}_received")
+    return _check_metrics(message.content.metric_records["metrics"], names, max_examples)
+
+
+def _check_records(message: Message, names: tuple[str, ...]) -> None:
+    if message.has_error():
+        error = message.error
+        raise ReplyError(f"the device answered with error {error.code}: {str(error.reason)[:500]}")
+    if set(message.content) != set(names):
+        raise ReplyError(
+            f"the reply holds the records {_short(message.content)}; expected {', '.join(names)}"
+        )
+    for name in names:
+        kind = ArrayRecord if name == "arrays" else MetricRecord
+        if not isinstance(message.content[name], kind):
+            raise ReplyError(f"the record {name!r} is not an {kind.__name__}")
+
+
+def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> None:
+    if set(arrays) != set(received):
+        raise ReplyError(
+            f"the adapter holds {_short(arrays)}; expected {', '.join(sorted(received))[:300]}"
+        )
+    for name, expected in received.items():
+        tensor = _decode(name, arrays[name], expected)
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise ReplyError(
+                f"{name} is {tensor.dtype}{list(tensor.shape)}; expected "
+                f"{expected.dtype}{list(expected.shape)}"
+            )
+        if not np.isfinite(tensor).all():
+            raise ReplyError(f"{name} holds a value that is not finite")
+
+
+def _decode(name: str, array: Array, expected: np.ndarray) -> np.ndarray:
+    """The tensor, after its size is known to be that of `expected` and a header."""
+    if array.stype != "numpy.ndarray":
+        raise ReplyError(f"{name} is serialised as {array.stype!r}; expected 'numpy.ndarray'")
+    if len(array.data) > expected.nbytes + _NPY_HEADER_BYTES:
+        raise ReplyError(
+            f"{name} takes {len(array.data)} bytes; {expected.dtype}{list(expected.shape)} takes "
+            f"{expected.nbytes}"
+        )
+    try:
+        return from_npy(bytearray(array.data))
+    except ProtocolError as error:
+        raise ReplyError(f"{name}: {error}") from None
+
+
+def _check_metrics(
+    metrics: MetricRecord, names: tuple[str, ...], max_examples: int
+) -> dict[str, float]:
+    if set(metrics) != set(names):
+        raise ReplyError(f"the metrics are {_short(metrics)}; expected {', '.join(names)}")
+    values: dict[str, float] = {}
+    for name in names:
+        value = metrics[name]
+        if isinstance(value, list) or not math.isfinite(value):
+            raise ReplyError(f"{name} is {str(value)[:80]}; expected one finite number")
+        values[name] = value
+    count = values[NUM_EXAMPLES]
+    if not isinstance(count, int) or not 1 <= count <= max_examples:
+        raise ReplyError(f"{NUM_EXAMPLES} is {count}; expected a whole number in 1..{max_examples}")
+    return values
+
+
+def _short(names: Mapping[str, object]) -> str:
+    return (", ".join(sorted(map(str, names))) or "nothing")[:300]
