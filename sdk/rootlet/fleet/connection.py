@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
@@ -45,7 +46,7 @@ PUSH_ATTEMPTS = 3
 
 
 class FleetConnection:
-    """A node's connection to a SuperLink.
+    """A node's connection to a SuperLink; a context manager that closes it.
 
     Attributes:
         address: As given.
@@ -327,6 +328,17 @@ class FleetConnection:
     def close(self) -> None:
         """Close the HTTP connections; the node stays as it is on the server."""
         self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     # -- inside ----------------------------------------------------------------------------------
 
