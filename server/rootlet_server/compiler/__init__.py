@@ -1,0 +1,25 @@
+"""The compiler: a torch model becomes a signed bundle of plain inference graphs."""
+
+from rootlet_server.compiler.build import Built, build
+from rootlet_server.compiler.compile import CompiledBundle, compile_bundle
+from rootlet_server.compiler.config import CompileConfig, LoraConfig, TrainingConfig
+from rootlet_server.compiler.errors import (
+    CalibrationError,
+    CompileError,
+    ExportError,
+    UnsupportedModelError,
+)
+
+__all__ = [
+    "Built",
+    "CalibrationError",
+    "CompileConfig",
+    "CompileError",
+    "CompiledBundle",
+    "ExportError",
+    "LoraConfig",
+    "TrainingConfig",
+    "UnsupportedModelError",
+    "build",
+    "compile_bundle",
+]

@@ -1,0 +1,108 @@
+"""From a model and calibration data to a step with everything it needs: the compiler without its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rootlet_server.compiler.adapters import calibrated_a, initial_adapter
+from rootlet_server.compiler.base import freeze
+from rootlet_server.compiler.errors import CalibrationError
+from rootlet_server.compiler.feedback import calibrated_feedback, random_feedback
+from rootlet_server.compiler.learner import Learner
+from rootlet_server.compiler.rules import RULES
+from rootlet_server.compiler.sites import find_head, find_sites
+from rootlet_server.compiler.steps import Step
+from rootlet_server.compiler.trace import trace
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    from rootlet_server.compiler.config import CompileConfig
+
+DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.uint8: "uint8"}
+EXAMPLES = 4  # enough to trace with; the batch is dynamic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A step and its tensors, in float or int8 as the configuration asks.
+
+    Attributes:
+        step: the pure functions.
+        frozen: the base, the feedback and the frozen halves of the adapters.
+        adapter: what learns, at its start.
+        example: a few calibration examples.
+    """
+
+    step: Step
+    frozen: dict[str, Tensor]
+    adapter: dict[str, Tensor]
+    example: Tensor
+
+
+def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
+    """The calibration batch as a tensor.
+
+    Raises:
+        CalibrationError: dtype, size or values that cannot calibrate.
+    """
+    tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
+    if tensor.dtype not in DTYPES:
+        raise CalibrationError(
+            f"calibration_x has dtype {str(tensor.dtype).removeprefix('torch.')}; "
+            "use float32 features, int64 token ids or uint8 images."
+        )
+    if tensor.dim() < 2 or len(tensor) < EXAMPLES:
+        raise CalibrationError(
+            f"calibration_x has shape {list(tensor.shape)}; pass a batch of at least {EXAMPLES} examples, "
+            "[examples, ...]. Sixteen or more of the base's own data are enough."
+        )
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise CalibrationError("calibration_x holds NaN or infinity; remove those examples.")
+    return tensor
+
+
+def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: CompileConfig) -> Built:
+    """Trace, place adapters, calibrate and freeze.
+
+    Args:
+        model: any module from a batch to logits [N, K] (or values, for regression).
+        calibration_x: examples of the data that the base was trained on.
+        config: what to compile.
+
+    Raises:
+        CompileError: see ``rootlet_server.compiler.errors``.
+    """
+    x = as_calibration(calibration_x)
+    program = trace(model, x[:EXAMPLES], max_batch=config.max_batch)
+    head = find_head(program)
+    lora = config.adapter
+    sites = find_sites(program, head, x[:EXAMPLES], lora.target_modules)
+    learner = Learner(
+        program=program, sites=sites, head=head, task=config.task, scale=lora.scale, trains_a=lora.frozen_a is None
+    )
+    adapter = initial_adapter(program, sites, head, lora, seed=config.seed)
+    without = {head.weight, *([head.bias] if head.bias else [])}
+    a = {} if lora.frozen_a is None else calibrated_a(program, sites, lora.rank, x)
+    feedback = {}
+    if RULES[config.rule].needs_feedback:
+        if config.feedback == "random":
+            feedback = random_feedback(learner, config.seed)
+        else:
+            feedback = calibrated_feedback(learner, freeze(program, "float32", without=without) | a, adapter, x)
+    step = Step(
+        learner=learner,
+        rule=config.rule,
+        optimizer=config.optimizer,
+        adapter={name: value.shape for name, value in adapter.items()},
+    )
+    frozen = freeze(program, config.base_dtype, without=without) | a | feedback
+    return Built(step=step, frozen=frozen, adapter=adapter, example=x[:EXAMPLES].clone())

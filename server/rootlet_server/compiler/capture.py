@@ -1,0 +1,139 @@
+"""The step as an ``ExportedProgram``: frozen tensors as constants, the batch dynamic, only aten operators."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rootlet_server.compiler.decompositions import export_decompositions
+from rootlet_server.compiler.optimizers import OPTIMIZERS
+from rootlet_server.compiler.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rootlet_server.compiler.steps import Step
+
+GraphName = Literal["train", "evaluate", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """An exported graph with the names of what goes in and comes out, in order."""
+
+    program: torch.export.ExportedProgram
+    inputs: list[str]
+    outputs: list[str]
+    dynamic_shapes: tuple[Any, ...]
+
+
+class _Graph(nn.Module):
+    """Calls ``function(frozen, batch inputs, adapter and state)`` with the frozen tensors as buffers."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], frozen: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.keys = {f"frozen_{i}": name for i, name in enumerate(frozen)}
+        for buffer, name in self.keys.items():
+            self.register_buffer(buffer, frozen[name])
+
+    def forward(self, batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        frozen = {name: getattr(self, buffer) for buffer, name in self.keys.items()}
+        return self.function(frozen, batch, learned)
+
+
+def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[str]]:
+    """(batch inputs, learned inputs, outputs) of a graph, by the names of the contract."""
+    learned = [f"adapter/{name}" for name in step.adapter]
+    if graph == "predict":
+        return ["x"], learned, ["output"]
+    if graph == "evaluate":
+        return ["x", "y", "w"], learned, ["loss_sum", "metric_sum", "weight_sum"]
+    learned += [f"optimizer/{name}" for name in step.state]
+    batch = ["x", "y", "w", "learning_rate", *(["step"] if OPTIMIZERS[step.optimizer].needs_step else [])]
+    return batch, learned, ["loss", "metric", *(f"next/{name}" for name in learned)]
+
+
+def _function(step: Step, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]:
+    names, count = list(step.adapter), len(step.adapter)
+
+    def train(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        adapter = dict(zip(names, learned[:count], strict=True))
+        state = dict(zip(step.state, learned[count:], strict=True))
+        loss, metric, adapter, state = step.train(frozen, adapter, state, *batch)
+        return loss, metric, *(adapter[n] for n in names), *(state[n] for n in step.state)
+
+    def evaluate(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        return step.evaluate(frozen, dict(zip(names, learned, strict=True)), *batch)
+
+    def predict(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        return (step.predict(frozen, dict(zip(names, learned, strict=True)), *batch),)
+
+    return {"train": train, "evaluate": evaluate, "predict": predict}[graph]
+
+
+def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One input of every name, for tracing; no two share memory, or the exporter would merge them."""
+    n, k = len(x), step.learner.program.num_outputs
+    y = torch.zeros(n, dtype=torch.int64) if step.learner.task == "classification" else torch.zeros(n, k)
+    return {
+        "x": x.clone(),
+        "y": y,
+        "w": torch.ones(n),
+        "learning_rate": torch.tensor(0.01),
+        "step": torch.tensor(1.0),
+        **{f"adapter/{name}": value.clone() for name, value in adapter.items()},
+        **{f"optimizer/{name}": torch.zeros(adapter[name.partition("/")[2]].shape) for name in step.state},
+    }
+
+
+def capture(
+    step: Step, graph: GraphName, frozen: Mapping[str, Tensor], adapter: Mapping[str, Tensor], x: Tensor
+) -> Captured:
+    """Trace one graph of a step on example inputs, with a dynamic batch."""
+    batch_names, learned_names, outputs = signature(step, graph)
+    example = example_inputs(step, x, adapter)
+    batch, learned = [example[n] for n in batch_names], [example[n] for n in learned_names]
+    function = _function(step, graph)
+    if graph == "train" and RULES[step.rule].uses_autograd:
+        function = _trace_autograd(function, frozen, batch, learned)
+    dim = torch.export.Dim("batch", min=2, max=4096)
+    shapes = ([{0: dim} if n in ("x", "y", "w") else None for n in batch_names], [None] * len(learned))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        module = _Graph(function, frozen).eval()
+        exported = torch.export.export(module, (batch, learned), dynamic_shapes=shapes, strict=False)
+        table = torch.export.default_decompositions()
+        table.update(export_decompositions())
+        exported = exported.run_decompositions(table)
+    return Captured(
+        program=exported, inputs=batch_names + learned_names, outputs=outputs, dynamic_shapes=shapes
+    )
+
+
+def _trace_autograd(
+    function: Callable[..., tuple[Tensor, ...]],
+    frozen: Mapping[str, Tensor],
+    batch: list[Tensor],
+    learned: list[Tensor],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Trace through ``torch.func.grad`` ahead of the export, which cannot do it itself."""
+    keys = list(frozen)
+
+    def flat(frozen_values: list[Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        return function(dict(zip(keys, frozen_values, strict=True)), batch, learned)
+
+    tracer = make_fx(flat, tracing_mode="symbolic", decomposition_table=export_decompositions())
+    traced = tracer([frozen[k] for k in keys], batch, learned)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+    def replay(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+        return traced([frozen[k] for k in keys], batch, learned)  # type: ignore[no-any-return]
+
+    return replay

@@ -1,0 +1,156 @@
+"""``compile_bundle``: a torch model becomes a signed bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rootlet_runtime.manifest import (
+    ADAPTER_FILE,
+    BASE_FILE,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    TrainingDefaults,
+    format_time,
+)
+from rootlet_runtime.writer import encode_adapter, write_bundle
+
+from rootlet_server.compiler.build import DTYPES, Built, build
+from rootlet_server.compiler.capture import GraphName, capture
+from rootlet_server.compiler.config import CompileConfig
+from rootlet_server.compiler.cost import count_cost
+from rootlet_server.compiler.export_onnx import share_weights, to_onnx
+from rootlet_server.compiler.verify import verify_export
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from torch import Tensor, nn
+
+ROLES: tuple[GraphName, ...] = ("train", "evaluate", "predict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledBundle:
+    """What was written, and the pure step it was made from (for simulation and tests).
+
+    Attributes:
+        path: the bundle.
+        manifest: as written.
+        built: the step, its frozen tensors and its initial adapter.
+        worst_disagreement: largest norm-wise relative difference between the step and the exported graph, seen while
+            checking them against each other.
+    """
+
+    path: Path
+    manifest: Manifest
+    built: Built
+    worst_disagreement: float
+
+
+def compile_bundle(
+    model: nn.Module,
+    *,
+    calibration_x: Tensor | npt.ArrayLike,
+    config: CompileConfig | None = None,
+    name: str,
+    version: int,
+    signing_key: Ed25519PrivateKey | None,
+    out: str | os.PathLike[str],
+    progress: Callable[[str], None] | None = None,
+) -> CompiledBundle:
+    """Compile a model into the three graphs that a device runs, and sign them.
+
+    The model's source is not touched and its tensors are not changed. Every graph is checked against the pure step,
+    in the engine that devices use, before anything is written.
+
+    Args:
+        model: any ``torch.nn.Module`` from a batch to logits [N, K], of the layers in ``docs/compiler.md``.
+        calibration_x: examples of the data that the base was trained on, [n, ...]; 16 to a few hundred.
+        config: the adapter, rule, precision and optimiser; None takes the defaults.
+        name: the bundle's name; lower-case letters, digits, ``.``, ``_`` and ``-``.
+        version: a whole number; devices never go back to a lower one.
+        signing_key: the publisher's Ed25519 key; None writes an unsigned bundle, which devices refuse.
+        out: where the bundle goes; replaced only when the new one is whole.
+        progress: called with a few words as each stage begins.
+
+    Returns:
+        The path, the manifest and the step.
+
+    Raises:
+        CompileError: the model, the data or the configuration cannot be compiled; nothing was written.
+        ManifestError: the name or version is not one that a manifest can hold.
+    """
+    config = config or CompileConfig()
+    say = progress or (lambda _: None)
+    say("tracing and calibrating")
+    built = build(model, calibration_x, config)
+    captured, models = {}, {}
+    for role in ROLES:
+        say(f"exporting the {role} graph")
+        captured[role] = capture(built.step, role, built.frozen, built.adapter, built.example)
+        models[role] = to_onnx(captured[role])
+    graphs, block = share_weights(models)
+    say("checking the graphs against the step")
+    worst = verify_export(built, {role: (graphs[role], captured[role]) for role in ROLES}, block)
+    manifest = _manifest(built, config, name, version, len(block), captured)
+    say("signing and writing")
+    files = {f"{role}.onnx": graph for role, graph in graphs.items()}
+    files |= {BASE_FILE: block, ADAPTER_FILE: encode_adapter({k: v.numpy() for k, v in built.adapter.items()})}
+    written = write_bundle(out, manifest, files, signing_key)
+    return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
+
+
+def _manifest(
+    built: Built, config: CompileConfig, name: str, version: int, weight_bytes: int, captured: dict[GraphName, object]
+) -> Manifest:
+    now = datetime.now(UTC)
+    expires = None if config.expires_in_days is None else now + timedelta(days=config.expires_in_days)
+    step, x = built.step, built.example
+    outputs = step.learner.program.num_outputs
+    classifies = config.task == "classification"
+    adapter = [TensorSpec(name=key, dtype="float32", shape=tuple(shape)) for key, shape in step.adapter.items()]
+    shapes = {spec.name: spec.shape for spec in adapter}
+    return Manifest(
+        name=name,
+        version=version,
+        created_at=format_time(now),
+        expires_at=None if expires is None else format_time(expires),
+        task=config.task,
+        rule=config.rule,
+        feedback=config.feedback if config.rule == "dfa" else None,
+        adapter_kind="lora" if step.learner.trains_a else "calibrated",
+        rank=config.adapter.rank,
+        alpha=step.learner.scale * config.adapter.rank,
+        base_dtype=config.base_dtype,
+        optimizer=config.optimizer,
+        max_batch=config.max_batch,
+        x=TensorSpec(name="x", dtype=DTYPES[x.dtype], shape=(None, *x.shape[1:])),
+        y=TensorSpec(name="y", dtype="int64", shape=(None,))
+        if classifies
+        else TensorSpec(name="y", dtype="float32", shape=(None, outputs)),
+        num_outputs=outputs,
+        labels=config.labels,
+        adapter=tuple(adapter),
+        optimizer_state=tuple(
+            TensorSpec(name=key, dtype="float32", shape=shapes[key.partition("/")[2]]) for key in step.state
+        ),
+        graphs={
+            role: GraphSpec(file=f"{role}.onnx", inputs=tuple(c.inputs), outputs=tuple(c.outputs))
+            for role, c in captured.items()
+        },
+        training=TrainingDefaults(
+            learning_rate=config.training.learning_rate,
+            batch_size=config.training.batch_size,
+            epochs=config.training.epochs,
+        ),
+        cost=count_cost(step, built.frozen, built.adapter, x, weight_bytes),
+        licence=config.licence,
+        data_origin=config.data_origin,
+    )

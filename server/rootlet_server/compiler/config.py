@@ -1,0 +1,127 @@
+"""What to compile: the adapter, the rule, the precision and the optimiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from rootlet_server.compiler.errors import CompileError
+
+Task = Literal["classification", "regression"]
+RuleName = Literal["dfa", "backprop"]
+FeedbackName = Literal["calibrated", "random"]
+OptimizerName = Literal["sgd", "adam"]
+BaseDtype = Literal["int8", "float32"]
+
+
+def _one_of(name: str, value: object, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise CompileError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+
+
+def _positive(name: str, value: float, remedy: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise CompileError(f"{name}={value!r} must be a positive number. {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters: a site's output becomes ``W h + b + (alpha / rank) B A h``.
+
+    Attributes:
+        rank: rows of A; a site with fewer input features takes that many instead.
+        alpha: scale numerator; None is ``2 * rank``.
+        target_modules: module-path suffixes that get an adapter; None is every Linear and 1x1 convolution except the
+            head and the projections that only feed attention queries or keys.
+        frozen_a: ``"calibrated"`` freezes A at the main directions of the site's inputs over the calibration data, so
+            that only B learns; None draws A at random (Hu et al. 2021) and trains it together with B.
+    """
+
+    rank: int = 32
+    alpha: float | None = None
+    target_modules: tuple[str, ...] | None = None
+    frozen_a: Literal["calibrated"] | None = "calibrated"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise CompileError(f"rank={self.rank!r} must be a whole number of at least 1; 32 is usual.")
+        if self.alpha is not None:
+            _positive("alpha", self.alpha, "Leave it out for 2 * rank.")
+        if self.frozen_a not in ("calibrated", None):
+            raise CompileError(f"frozen_a={self.frozen_a!r} is not 'calibrated' or None.")
+        if isinstance(self.target_modules, str):
+            raise CompileError(f"target_modules={self.target_modules!r} must be a tuple of strings, not a string.")
+
+    @property
+    def scale(self) -> float:
+        """The factor before ``B A h``: alpha / rank."""
+        return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Defaults that travel with the bundle; a device may bound what a server asks by them."""
+
+    learning_rate: float = 0.01
+    batch_size: int = 16
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("learning_rate", self.learning_rate, "0.01 is usual.")
+        for name in ("batch_size", "epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise CompileError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileConfig:
+    """How a model becomes a bundle.
+
+    Attributes:
+        task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
+        rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the control.
+        feedback: ``calibrated`` is the mean Jacobian over the calibration data; ``random`` is for study.
+        adapter: the low-rank adapters.
+        base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they multiply.
+        optimizer: ``sgd`` or ``adam``; part of the training graph.
+        max_batch: the largest batch a device may feed.
+        training: defaults for devices.
+        labels: names of the classes, in the order of the outputs.
+        licence: licence of the base and its data, shown to whoever inspects the bundle.
+        data_origin: where the base's data came from.
+        expires_in_days: days until devices refuse the bundle; None never.
+        seed: seeds random feedback and random A.
+    """
+
+    task: Task = "classification"
+    rule: RuleName = "dfa"
+    feedback: FeedbackName = "calibrated"
+    adapter: LoraConfig = field(default_factory=LoraConfig)
+    base_dtype: BaseDtype = "int8"
+    optimizer: OptimizerName = "sgd"
+    max_batch: int = 64
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    labels: tuple[str, ...] | None = None
+    licence: str = ""
+    data_origin: str = ""
+    expires_in_days: float | None = 365.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, Task)
+        _one_of("rule", self.rule, RuleName)
+        _one_of("feedback", self.feedback, FeedbackName)
+        _one_of("base_dtype", self.base_dtype, BaseDtype)
+        _one_of("optimizer", self.optimizer, OptimizerName)
+        if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= 4096:
+            raise CompileError(f"max_batch={self.max_batch!r} must be a whole number from 2 to 4096; 64 is usual.")
+        if self.training.batch_size > self.max_batch:
+            raise CompileError(
+                f"training.batch_size={self.training.batch_size} is larger than max_batch={self.max_batch}. "
+                "Raise max_batch or lower the batch size."
+            )
+        if self.expires_in_days is not None:
+            _positive("expires_in_days", self.expires_in_days, "None never expires.")

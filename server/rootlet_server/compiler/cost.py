@@ -1,0 +1,55 @@
+"""Multiply-accumulates of a step, counted operator by operator; the basis of a device's energy estimate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rootlet_server.compiler.capture import example_inputs, signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from rootlet_server.compiler.steps import Step
+
+INT8_PRODUCT = torch.ops.rootlet.row_int8_matmul
+
+
+def _int8_flops(x: Any, weight: Any, scale: Any, *_: Any, **__: Any) -> int:  # noqa: ARG001
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    return int(2 * rows * weight[0] * weight[1])
+
+
+def _macs(function: Any) -> tuple[int, int]:
+    """(int8, float32) multiply-accumulates of one call."""
+    counter = FlopCounterMode(display=False, custom_mapping={INT8_PRODUCT: _int8_flops})
+    with torch.no_grad(), counter:
+        function()
+    counts = counter.get_flop_counts().get("Global", {})
+    int8 = counts.get(INT8_PRODUCT, 0) // 2
+    return int8, sum(counts.values()) // 2 - int8
+
+
+def count_cost(
+    step: Step, frozen: Mapping[str, Tensor], adapter: Mapping[str, Tensor], x: Tensor, weight_bytes: int
+) -> dict[str, int]:
+    """Per example: ``train_macs_int8``, ``train_macs_float32``, ``predict_macs_*``; and ``weight_bytes``."""
+    inputs = example_inputs(step, x, adapter)
+    batch = [inputs[name] for name in signature(step, "train")[0]]
+    state = {name: inputs[f"optimizer/{name}"] for name in step.state}
+    train = _macs(lambda: step.train(frozen, adapter, state, *batch))
+    predict = _macs(lambda: step.predict(frozen, adapter, x))
+    n = len(x)
+    return {
+        "train_macs_int8": train[0] // n,
+        "train_macs_float32": train[1] // n,
+        "predict_macs_int8": predict[0] // n,
+        "predict_macs_float32": predict[1] // n,
+        "weight_bytes": weight_bytes,
+    }

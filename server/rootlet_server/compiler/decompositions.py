@@ -1,0 +1,56 @@
+"""Derivatives that the ONNX exporter does not know, written with operators that it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+aten = torch.ops.aten
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, _bias_sizes: list[int] | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, _output_padding: list[int], groups: int, mask: list[bool],
+) -> tuple[Tensor | None, None, None]:  # fmt: skip
+    """The gradient with respect to the input of a convolution whose kernel is frozen: a transposed convolution."""
+    if transposed or mask[1] or mask[2]:
+        raise NotImplementedError("only the input of a plain convolution with a frozen kernel has a gradient here")
+    output_padding = [
+        x.shape[2 + d] - ((grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1)
+        for d in range(len(stride))
+    ]  # fmt: skip
+    return aten.convolution(grad, weight, None, stride, padding, dilation, True, output_padding, groups), None, None
+
+
+def _max_pool_backward(
+    grad: Tensor, x: Tensor, _kernel: list[int], _stride: list[int], _padding: list[int], _dilation: list[int],
+    _ceil: bool, indices: Tensor,
+) -> Tensor:  # fmt: skip
+    """Scatter each window's gradient to the position that was its maximum."""
+    flat = torch.zeros_like(x).flatten(-2)
+    return flat.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+
+
+def export_decompositions() -> dict[Any, Callable[..., Any]]:
+    """The table for tracing a step: torch's own decompositions of derivatives, and the two above."""
+    table = get_decompositions(
+        [
+            aten.threshold_backward, aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,
+            aten.hardtanh_backward, aten.hardswish_backward, aten.hardsigmoid_backward, aten.softplus_backward,
+            aten.sigmoid_backward, aten.tanh_backward, aten.mish_backward, aten._prelu_kernel_backward,
+            aten.log_sigmoid_backward, aten.native_layer_norm_backward, aten.native_group_norm_backward,
+            aten._softmax_backward_data, aten._log_softmax_backward_data, aten.select_backward, aten.slice_backward,
+            aten.avg_pool2d_backward, aten._adaptive_avg_pool2d_backward, aten.unfold_backward,
+        ]
+    )  # fmt: skip
+    return {
+        **table,
+        aten.convolution_backward.default: _convolution_backward,
+        aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+    }

@@ -1,0 +1,118 @@
+"""From an exported program to ONNX files that share one block of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import onnx
+import torch
+
+from rootlet_server.compiler.errors import ExportError
+from rootlet_server.compiler.int8 import onnx_translation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rootlet_server.compiler.capture import Captured
+
+OPSET = 20
+BASE_FILE = "base.bin"
+EXTERNAL_FROM_BYTES = 256
+ALIGNMENT = 64
+
+
+def to_onnx(captured: Captured) -> onnx.ModelProto:
+    """Translate to standard operators of opset 20.
+
+    Everything that is not needed to run is taken out: the exporter's notes hold source lines and paths of the machine
+    that compiled.
+
+    Raises:
+        ExportError: the exporter failed, or wrote an operator outside the standard domain.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                captured.program,
+                (),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=captured.inputs,
+                output_names=captured.outputs,
+                dynamic_shapes=captured.dynamic_shapes,
+                custom_translation_table=onnx_translation(),
+            )
+    except Exception as error:
+        raise ExportError(f"The ONNX exporter failed ({type(error).__name__}): {error}") from error
+    finally:
+        logger.setLevel(level)
+    if exported is None:
+        raise ExportError("The ONNX exporter returned nothing.")
+    model = exported.model_proto
+    _strip(model)
+    _check(model, captured)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+    model.doc_string, model.producer_name, model.producer_version = "", "rootlet", ""
+    del model.graph.metadata_props[:]
+    model.graph.doc_string = ""
+    del model.graph.value_info[:]
+    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+
+
+def _check(model: onnx.ModelProto, captured: Captured) -> None:
+    if model.functions or any(opset.domain not in ("", "ai.onnx") for opset in model.opset_import):
+        used = sorted({f"{n.domain}::{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")})
+        if used or model.functions:
+            raise ExportError(f"The exporter wrote operators outside the standard: {', '.join(used) or 'functions'}.")
+        kept = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
+    found = [value.name for value in model.graph.input]
+    if found != captured.inputs:
+        missing = sorted(set(captured.inputs) - set(found))
+        raise ExportError(f"The exported graph does not read {', '.join(missing) or found}: nothing depends on it.")
+
+
+def share_weights(models: Mapping[str, onnx.ModelProto]) -> tuple[dict[str, bytes], bytes]:
+    """Move tensors of 256 bytes and more into one block; equal tensors are stored once.
+
+    Returns:
+        each graph's bytes, by role; and the block, every tensor aligned to 64 bytes.
+    """
+    block = bytearray()
+    offsets: dict[bytes, int] = {}
+    for model in models.values():
+        for tensor in model.graph.initializer:
+            raw = onnx.numpy_helper.to_array(tensor).tobytes()
+            if len(raw) < EXTERNAL_FROM_BYTES:
+                continue
+            digest = hashlib.sha256(raw).digest()
+            if digest not in offsets:
+                block.extend(b"\0" * (-len(block) % ALIGNMENT))
+                offsets[digest] = len(block)
+                block.extend(raw)
+            _refer(tensor, offsets[digest], len(raw))
+    return {role: model.SerializeToString(deterministic=True) for role, model in models.items()}, bytes(block)
+
+
+def _refer(tensor: onnx.TensorProto, offset: int, length: int) -> None:
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+        tensor.ClearField(field)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", BASE_FILE), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)

@@ -1,0 +1,134 @@
+"""The learner: a traced model with adapters, as pure functions of (frozen, adapter, batch).
+
+Shape legend: N examples, P positions, K outputs, r rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rootlet_server.compiler.interpret import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from rootlet_server.compiler.config import Task
+    from rootlet_server.compiler.sites import Head, Site
+    from rootlet_server.compiler.trace import Program
+
+
+def frozen_a_key(module: str) -> str:
+    """Where the base keeps a frozen A, transposed: [in, r]."""
+    return f"{module}.lora_A:linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """What a site leaves behind for credit assignment.
+
+    Attributes:
+        inputs: h, in the layer's own layout; kept only where A learns.
+        projected: A h, rows [N, r] or [N, P, r].
+        output: a, in the layer's own layout.
+    """
+
+    inputs: Tensor | None
+    projected: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """One forward pass: output [N, K], the head's input [N, F], taps by site node, and other kept values."""
+
+    output: Tensor
+    features: Tensor
+    taps: dict[str, Tap]
+    kept: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A program with its sites and its head.
+
+    Attributes:
+        program: the traced model.
+        sites: where adapters are.
+        head: what learns in full.
+        task: ``classification`` or ``regression``.
+        scale: alpha / rank.
+        trains_a: whether A is part of the adapter, or frozen with the base.
+        float_dtype: precision of the arithmetic; float64 in tests.
+    """
+
+    program: Program
+    sites: tuple[Site, ...]
+    head: Head
+    task: Task
+    scale: float
+    trains_a: bool
+    float_dtype: torch.dtype = torch.float32
+
+    def in_float64(self) -> Learner:
+        """The same learner, for tests that compare derivatives."""
+        return replace(self, float_dtype=torch.float64)
+
+    def forward(
+        self,
+        frozen: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
+        x: Tensor,
+        *,
+        keep: Collection[str] = (),
+    ) -> Forward:
+        """Run the adapted model: each site computes ``W h + b + s B A h``, the head ``W_head f + b_head``."""
+        taps: dict[str, Tap] = {}
+        features: list[Tensor] = []
+
+        def head(args: tuple[Any, ...], _: Callable[[], Tensor]) -> Tensor:
+            features.append(args[0])
+            return F.linear(
+                args[0], adapter[f"{self.head.module}.weight"], adapter.get(f"{self.head.module}.bias")
+            )
+
+        def adapt(site: Site, args: tuple[Any, ...], base: Callable[[], Tensor]) -> Tensor:
+            taps[site.node] = self._adapt(site, frozen, adapter, args[0], base())
+            return taps[site.node].output
+
+        output, kept = run(
+            self.program,
+            frozen,
+            x,
+            wrap={self.head.node: head, **{site.node: partial(adapt, site) for site in self.sites}},
+            keep=keep,
+            float_dtype=self.float_dtype,
+        )
+        return Forward(output=output, features=features[0], taps=taps, kept=kept)
+
+    def _adapt(
+        self,
+        site: Site,
+        frozen: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
+        h: Tensor,
+        base: Tensor,
+    ) -> Tap:
+        if self.trains_a:
+            a_in_r = adapter[f"{site.module}.lora_A"].t()
+        else:
+            a_in_r = frozen[frozen_a_key(site.module)]
+        b_r_out = adapter[f"{site.module}.lora_B"].t()
+        if site.layout.channels_first:
+            projected = h.flatten(2).transpose(1, 2) @ a_in_r
+            change = site.widened(self.scale * (projected @ b_r_out)).transpose(1, 2).reshape(base.shape)
+        else:
+            z = h @ a_in_r
+            projected = site.rows(z)
+            change = site.widened(self.scale * (z @ b_r_out))
+        return Tap(inputs=h if self.trains_a else None, projected=projected, output=base + change)

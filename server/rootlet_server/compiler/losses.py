@@ -1,0 +1,52 @@
+"""Per-example losses with their derivative at the output, and the metric that goes with each task.
+
+Shape legend: N examples, K outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rootlet_server.compiler.config import Task
+
+SMALLEST_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """loss [N], error = d loss / d output [N, K], metric [N]."""
+
+    loss: Tensor
+    error: Tensor
+    metric: Tensor
+
+
+def loss_terms(task: Task, output: Tensor, y: Tensor) -> LossTerms:
+    """The loss of each example.
+
+    classification: ``-log softmax(z)_y`` with error ``softmax(z) - onehot(y)``; the metric is 1 where the largest
+    output is y. regression: ``mean_k (z_k - y_k)^2`` with error ``2 (z - y) / K``; the metric is the loss.
+
+    Args:
+        task: which of the two.
+        output: [N, K].
+        y: [N] int64 class, or [N, K] targets.
+    """
+    if task == "regression":
+        difference = output - y
+        loss = (difference * difference).mean(1)
+        return LossTerms(loss=loss, error=difference * (2 / output.shape[1]), metric=loss)
+    log_p = output.log_softmax(1)
+    onehot = (y.unsqueeze(1) == torch.arange(output.shape[1], device=output.device)).to(output.dtype)
+    correct = (output.argmax(1) == y).to(output.dtype)
+    return LossTerms(loss=-(log_p * onehot).sum(1), error=log_p.exp() - onehot, metric=correct)
+
+
+def weighted_mean(values: Tensor, w: Tensor) -> Tensor:
+    """``sum_i w_i v_i / sum_i w_i``; zero where all weights are zero."""
+    return (values * w).sum() / w.sum().clamp_min(SMALLEST_WEIGHT)

@@ -1,0 +1,16 @@
+"""What a rule returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """loss [] and metric [], weighted means over the batch; and d loss / d adapter (or its substitute), by name."""
+
+    loss: Tensor
+    metric: Tensor
+    by_name: dict[str, Tensor]

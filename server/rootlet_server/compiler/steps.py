@@ -1,0 +1,84 @@
+"""The pure step: one definition that is exported for devices, stacked for simulation and run in float64 for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rootlet_server.compiler.losses import loss_terms
+from rootlet_server.compiler.optimizers import OPTIMIZERS, state_names
+from rootlet_server.compiler.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
+
+    from rootlet_server.compiler.learner import Learner
+
+    Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A learner with its rule and optimiser.
+
+    Attributes:
+        learner: the adapted model.
+        rule: a name in ``RULES``.
+        optimizer: a name in ``OPTIMIZERS``.
+        adapter: shapes of what learns, by name, in the order of the graph.
+    """
+
+    learner: Learner
+    rule: str
+    optimizer: str
+    adapter: dict[str, torch.Size]
+
+    @property
+    def state(self) -> list[str]:
+        """Names of the optimiser's tensors, in the order of the graph; each has its adapter's shape."""
+        return state_names(self.optimizer, self.adapter)
+
+    def train(
+        self,
+        frozen: Tensors,
+        adapter: Tensors,
+        state: Tensors,
+        x: Tensor,
+        y: Tensor,
+        w: Tensor,
+        learning_rate: Tensor,
+        step: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """One training step.
+
+        Args:
+            frozen: the base, feedback and frozen A.
+            adapter: what learns.
+            state: the optimiser's tensors.
+            x: [N, ...].
+            y: [N] int64, or [N, K] for regression.
+            w: [N] weights; 0 leaves an example out.
+            learning_rate: [].
+            step: [] counted from 1, where the optimiser needs it.
+
+        Returns:
+            loss [], metric [], the new adapter and the new state.
+        """
+        gradients = RULES[self.rule].gradients(self.learner, frozen, adapter, x, y, w)
+        new_adapter, new_state = OPTIMIZERS[self.optimizer].update(
+            adapter, gradients.by_name, state, learning_rate, step
+        )
+        return gradients.loss, gradients.metric, new_adapter, new_state
+
+    def evaluate(self, frozen: Tensors, adapter: Tensors, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        """Weighted sums over the batch: loss, metric and weight, each []."""
+        terms = loss_terms(self.learner.task, self.learner.forward(frozen, adapter, x).output, y)
+        return (terms.loss * w).sum(), (terms.metric * w).sum(), w.sum()
+
+    def predict(self, frozen: Tensors, adapter: Tensors, x: Tensor) -> Tensor:
+        """Class probabilities or regression values, [N, K]."""
+        output = self.learner.forward(frozen, adapter, x).output
+        return output.softmax(1) if self.learner.task == "classification" else output

@@ -1,0 +1,74 @@
+"""Fixtures for every test: one small real bundle, compiled once per worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from rootlet_runtime import signing
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+
+@dataclass(frozen=True)
+class BundleOnDisk:
+    """A compiled bundle with its keys and data that it can learn from (x float32 [n, 64], y int64 [n])."""
+
+    path: Path
+    signing_key: Ed25519PrivateKey
+    signing_key_path: Path
+    public_key_path: Path
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def trusted_keys(self) -> list[Ed25519PublicKey]:
+        return [self.signing_key.public_key()]
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return (digits.data / 16).astype(np.float32), digits.target.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
+    """An MLP trained on upright digits; x and y are digits lying on their side."""
+    import torch
+    from rootlet_server.compiler import CompileConfig, compile_bundle
+
+    x, y = _digits()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    for i, (fan_in, fan_out) in enumerate(((64, 64), (64, 32))):
+        model.add_module(f"hidden{i}", torch.nn.Linear(fan_in, fan_out))
+        model.add_module(f"relu{i}", torch.nn.ReLU())
+    model.add_module("head", torch.nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    inputs, targets = torch.from_numpy(x[:600]), torch.from_numpy(y[:600])
+    for _ in range(60):
+        for part in torch.randperm(600).split(100):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs[part]), targets[part]).backward()
+            optimizer.step()
+    folder = tmp_path_factory.mktemp("bundle")
+    key, _ = signing.generate_keypair()
+    private, public = signing.save_keypair(folder / "publisher", key)
+    path = folder / "digits.rootlet"
+    compile_bundle(
+        model,
+        calibration_x=x[:128],
+        config=CompileConfig(optimizer="sgd", max_batch=32),
+        name="digits",
+        version=1,
+        signing_key=key,
+        out=path,
+    )
+    turned = np.rot90(x.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64).copy()
+    return BundleOnDisk(path, key, private, public, turned[600:1000], y[600:1000])
