@@ -175,6 +175,10 @@ def _check_tensor(tensor: memoryview, base_bytes: int) -> Iterator[ExternalTenso
     if location == _EXTERNAL:
         length = math.prod(shape) * onnx_tables.ELEMENT_BYTES[data_type]
         offset = _check_location(name, entries, length, base_bytes)
+        if offset % onnx_tables.ELEMENT_BYTES[data_type]:
+            raise OperatorError(
+                f"the tensor {name!r} lies at {offset}, across an element's boundary"
+            )
         yield ExternalTensor(name, data_type, tuple(shape), offset, length)
     elif location != 0 or entries:
         raise OperatorError(f"the tensor {name!r} is both inline and external")

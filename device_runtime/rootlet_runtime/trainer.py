@@ -202,10 +202,6 @@ class _Locked:
         self._engine = engine
         self._lock = RLock()
 
-    @property
-    def steps(self) -> int:
-        return self._engine.steps
-
     def load_state(self, state: TrainState) -> None:
         with self._lock:
             self._engine.load_state(state)

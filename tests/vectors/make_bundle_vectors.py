@@ -290,6 +290,7 @@ def graph_vectors(forge: Forge) -> dict[str, tuple[str, bytes]]:
         "external_parent": external("location", "../base.bin"),
         "external_beyond": external("offset", "1000000"),
         "external_negative": external("offset", "-64"),
+        "external_unaligned": external("offset", "62"),
         "external_length": external("length", "4"),
         "external_in_attribute": graph(constant_outside),
         "shape_beyond": graph(more_rows),

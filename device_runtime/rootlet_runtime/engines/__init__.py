@@ -20,10 +20,6 @@ ENGINES = {"onnxruntime": ("rootlet_runtime.engines.onnx", "rootlet")}
 class Engine(Protocol):
     """Holds one adapter and its optimiser's state, and runs the three graphs on them."""
 
-    @property
-    def steps(self) -> int:
-        """Steps taken since the optimiser was reset."""
-
     def load_state(self, state: TrainState) -> None:
         """Takes over the adapter and optimiser state; ``state`` fits the bundle."""
 

@@ -116,11 +116,6 @@ class OnnxEngine:
         self._sessions: dict[str, Any] = {}
         self._binding: _TrainBinding | None = None
 
-    @property
-    def steps(self) -> int:
-        """Steps taken since the optimiser was reset."""
-        return self._slots[self._current].steps
-
     def load_state(self, state: TrainState) -> None:
         """Takes over a state; it is whole in the other slot before it becomes the current one."""
         other = 1 - self._current
