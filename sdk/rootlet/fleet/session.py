@@ -133,6 +133,7 @@ class FleetSession:
                 with Heartbeat(self._connection) as heartbeat:
                     self._serve(stop, heartbeat)
                     if stop.is_set():
+                        self._push_what_is_ready(stop)
                         self._linger()
         finally:
             if online:
@@ -175,6 +176,14 @@ class FleetSession:
             self._emit(EventKind.DEACTIVATED, f"without telling the server: {error}")
         else:
             self._emit(EventKind.DEACTIVATED)
+
+    def _push_what_is_ready(self, stop: Event) -> None:
+        """Try once to push a reply that was answered before `stop`; it stays in the mailbox."""
+        if self._mailbox.stage is Stage.ANSWERED:
+            try:
+                self._step(stop)
+            except (ConnectionFailedError, AuthenticationError) as error:
+                self._emit(EventKind.CONNECTION_LOST, f"{error}; the reply is kept for later")
 
     def _linger(self) -> None:
         """Stay until the server has read the replies."""

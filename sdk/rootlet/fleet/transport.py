@@ -11,6 +11,7 @@ full jitter.
 """
 
 import base64
+import contextlib
 import email.utils
 import http.client
 import ipaddress
@@ -241,16 +242,10 @@ class HttpTransport:
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
-            try:
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
                 return self._send(connection, path, body)
-            except (ConnectionError, ssl.SSLError):
-                connection.close()  # the server closes what idles for some seconds
-        connection = self._connect()
-        try:
-            return self._send(connection, path, body)
-        except BaseException:
-            connection.close()
-            raise
+            # The server closes connections that idle for some seconds: that is no failure.
+        return self._send(self._connect(), path, body)
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port, timeout_s = self._endpoint.host, self._endpoint.port, self._retry.timeout_s
@@ -261,24 +256,40 @@ class HttpTransport:
     def _send(
         self, connection: http.client.HTTPConnection, path: str, body: bytes
     ) -> tuple[int, float | None, bytes]:
-        """Return status, the server's Date in seconds since the epoch, and the body."""
-        connection.request("POST", path, body, self._headers())
-        response = connection.getresponse()
+        """Return status, the server's Date in seconds since the epoch, and the body.
+
+        The connection is kept for the next call where that is possible, and closed otherwise.
+        """
+        keep = False
+        try:
+            connection.request("POST", path, body, self._headers())
+            with connection.getresponse() as response:
+                content = self._read(response, path)
+                keep = not response.will_close
+        finally:
+            with self._lock:
+                self.traffic.up += len(body)
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+        return response.status, _seconds(response.getheader("date")), content
+
+    def _read(self, response: http.client.HTTPResponse, path: str) -> bytes:
+        """Return the body, whole and within the limit."""
         ok = response.status == http.client.OK
         limit = self._max_response_bytes if ok else MAX_ERROR_BYTES
+        announced = response.length
+        if announced is None and not response.chunked:
+            raise http.client.HTTPException("an answer that does not say how long it is")
         content = response.read(limit + 1)
         with self._lock:
-            self.traffic.up += len(body)
             self.traffic.down += len(content)
         if len(content) > limit:
-            connection.close()
             raise ProtocolError(f"the answer to {path} is larger than {limit} bytes")
-        if response.will_close:
-            connection.close()
-        else:
-            with self._lock:
-                self._idle.append(connection)
-        return response.status, _seconds(response.getheader("date")), content
+        if announced is not None and len(content) < announced:
+            raise http.client.IncompleteRead(content, announced - len(content))
+        return content
 
     def _headers(self) -> dict[str, str]:
         timestamp = datetime.fromtimestamp(self._clock.now(), UTC).isoformat()
