@@ -340,9 +340,9 @@ class DeviceClient:
 
     def _tell(self, event: DeviceEvent) -> None:
         _log.info("%s %s", event.kind, event.detail)
-        if event.kind == "failed":
+        if event.kind in {"failed", "gave up"}:
             self._last_error = event.detail
-            _log.warning("the device could not go on: %s", event.detail)
+            _log.warning("%s: %s", event.kind, event.detail)
         if self._on_event is not None:
             try:
                 self._on_event(event)

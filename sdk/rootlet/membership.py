@@ -1,5 +1,6 @@
 """A device's membership in a federation: sessions while the policy allows them, none while not."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from rootlet.participant import Participant
 from rootlet.policy import Decision
 from rootlet.status import DeviceEvent, DeviceState
 from rootlet_runtime.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
 
 RETRY_S = 60.0
 """Pause after a failure that may pass, in seconds."""
@@ -103,8 +106,10 @@ class Membership:
                     self.state = DeviceState.WAITING
                     self._leaving.wait(self._means.recheck_s)
         except Exception as error:
+            if not isinstance(error, FleetError):
+                _log.exception("the federation ended by an unforeseen error")
             self.state = DeviceState.FAILED
-            self._means.tell(DeviceEvent(kind="failed", detail=str(error)))
+            self._means.tell(DeviceEvent(kind="gave up", detail=str(error)))
             raise
         else:
             self.state = DeviceState.IDLE

@@ -58,8 +58,8 @@ class DeviceEvent:
     """Something that happened, told from a background thread.
 
     Attributes:
-        kind: `waiting`, `trained`, `evaluated`, `interrupted`, `failed` or `left`, or a kind of
-            `rootlet.fleet.events.EventKind`.
+        kind: `waiting` (the policy says no), `trained`, `evaluated`, `interrupted`, `failed` (it
+            goes on), `gave up`, `left`, or a kind of `rootlet.fleet.events.EventKind`.
         detail: More about it, in plain words; may be empty.
         message_type: `train` or `evaluate`, where it concerns a request.
         round: The server's round; 0 for none.
