@@ -1,0 +1,196 @@
+"""`rootlet device`: a device that joins from a shell, with its examples in a file.
+
+It prints one plain line for each thing that happens. Interrupting it (Ctrl-C, or SIGTERM) makes it
+leave once its last reply has been read; interrupting it again ends it at once.
+
+Exit codes: 0 it left, 1 it could not go on, 2 wrong arguments, 130 it was interrupted twice.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rootlet.cli_policy import add_policy_options, policy_of
+from rootlet.client import LEAVE_TIMEOUT_S, DeviceClient
+from rootlet.data import ArrayData, load_npz
+from rootlet.device_log import DeviceLog
+from rootlet.fleet.keys import NodeKey
+from rootlet.status import DeviceEvent, DeviceState
+from rootlet.train_config import TrainConfig
+from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import RootletError
+from rootlet_runtime.signing import load_public_key
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+LAST_EVALUATION_S = 30.0
+"""How long a device stays after its last round for the server to ask how good the result is."""
+
+_DESCRIPTION = """\
+Join a federation: verify the bundle, train it on the examples of a file whenever the policy and the
+server ask for it, and send the adapter back. Press Ctrl-C to leave."""
+
+
+def add_device_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Adds `device`; it sets `run`, which returns an exit code."""
+    parser = subparsers.add_parser(
+        "device", help="join a federation from this machine", description=_DESCRIPTION
+    )
+    parser.set_defaults(run=run_device)
+    add = parser.add_argument
+    add("--superlink", required=True, metavar="HOST:PORT", help="the server's address")
+    add("--bundle", type=Path, required=True, metavar="FILE", help="what to train")
+    add(
+        "--trusted-key",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="PUB.pem",
+        help="a publisher whose bundles may run here; repeatable",
+    )
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE.npz",
+        help="arrays x and y to learn from",
+    )
+    add(
+        "--holdout",
+        type=Path,
+        metavar="FILE.npz",
+        help="arrays x and y to measure on (default: every fifth example of --data)",
+    )
+    add(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the device remembers (default: nowhere, it forgets when it ends)",
+    )
+    add("--root-certificate", type=Path, metavar="CA.pem", help="who signed the server's TLS")
+    add("--node-key", type=Path, metavar="FILE", help="identifies this device to the server")
+    add(
+        "--generate-node-key",
+        action="store_true",
+        help="make the file of --node-key where there is none",
+    )
+    add("--max-rounds", type=_positive, metavar="N", help="leave after N trained rounds")
+    add("--num-threads", type=_positive, default=1, metavar="N", help="threads of one training")
+    add("--events", type=Path, metavar="FILE.jsonl", help="append every event as a line of JSON")
+    add_policy_options(parser)
+
+
+def run_device(arguments: argparse.Namespace) -> int:
+    """Takes part until interrupted, until its rounds are done, or until it cannot go on."""
+    try:
+        with contextlib.ExitStack() as stack:
+            return _take_part(arguments, stack)
+    except RootletError as error:
+        print(f"rootlet: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    keys = [load_public_key(path) for path in arguments.trusted_key]
+    bundle = stack.enter_context(Bundle.load(arguments.bundle, trusted_keys=keys))
+    data, node_key = _data(arguments), _node_key(arguments)
+    state_dir = arguments.state_dir or Path(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="rootlet-device-"))
+    )
+    log = stack.enter_context(DeviceLog(sys.stdout, arguments.events))
+    visit = _Visit(arguments.max_rounds, log)
+    client = stack.enter_context(
+        DeviceClient(
+            bundle,
+            state_dir,
+            policy=policy_of(arguments),
+            train=TrainConfig(num_threads=arguments.num_threads),
+            data=data,
+            on_event=visit.hear,
+        )
+    )
+    log.started(bundle.manifest, data)
+    with _interruptions(visit.over):
+        client.join(arguments.superlink, arguments.root_certificate, node_key)
+        visit.wait()
+        client.leave(LEAVE_TIMEOUT_S)
+    log.ended(client.status)
+    return EXIT_FAILED if client.status.state is DeviceState.FAILED else EXIT_OK
+
+
+class _Visit:
+    """Knows when to leave: interrupted, out of rounds, or failed for good."""
+
+    def __init__(self, max_rounds: int | None, log: DeviceLog) -> None:
+        self.over = threading.Event()
+        self._max_rounds = max_rounds
+        self._log = log
+        self._rounds = 0
+        self._last_trained = threading.Event()
+
+    def hear(self, event: DeviceEvent) -> None:
+        """Reports an event, and counts the rounds."""
+        self._log.event(event)
+        self._rounds += event.kind == "trained"
+        if event.kind in {"left", "gave up"}:
+            self.over.set()
+        if event.kind == "pushed" and self._rounds == self._max_rounds:
+            self._last_trained.set()
+            if event.message_type == "evaluate":
+                self.over.set()
+
+    def wait(self) -> None:
+        """Waits until it is time to leave."""
+        while not self.over.wait(0.5):
+            if self._last_trained.is_set():
+                self.over.wait(LAST_EVALUATION_S)
+                return
+
+
+@contextlib.contextmanager
+def _interruptions(over: threading.Event) -> Iterator[None]:
+    """The first interruption asks to leave, the second ends the process where it stands."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if over.is_set():
+            os._exit(EXIT_INTERRUPTED)  # every file on disk is whole at any moment
+        over.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _data(arguments: argparse.Namespace) -> ArrayData:
+    examples = load_npz(arguments.data)
+    if arguments.holdout is None:
+        return ArrayData.split(examples)
+    return ArrayData(examples, load_npz(arguments.holdout))
+
+
+def _node_key(arguments: argparse.Namespace) -> NodeKey | None:
+    path = arguments.node_key
+    if path is None:
+        return None
+    if arguments.generate_node_key and not path.exists():
+        key = NodeKey.load_or_generate(path)
+        print(f"node key: made {path}; register it by: flwr supernode register {path}.pub")
+        return key
+    return NodeKey.load(path)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
