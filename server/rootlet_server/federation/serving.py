@@ -16,6 +16,7 @@ from rootlet_server.federation.control import ControlLink
 from rootlet_server.federation.events import (
     Evaluated,
     Event,
+    EventLog,
     EventReader,
     Listening,
     OnEvent,
@@ -32,6 +33,7 @@ from rootlet_server.federation.tls import TlsFiles, make_local_tls
 _FOLLOW_S = 0.05
 _TASK_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 10.0
+_LINGER_S = 1.0  # devices that leave can still learn that their last answer was read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,9 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
         out = config.out or paths.improved
         version = publish(bundle, out, signing_key=private_key, adapter=final.adapter).version
     plan.checkpoint_path.unlink()
-    follower.on_event(Published(path=str(out), version=version))
+    published = Published(path=str(out), version=version)
+    _log(plan, published)
+    follower.on_event(published)
     return ServeResult(
         bundle=out,
         version=version,
@@ -150,9 +154,7 @@ def _run(
 ) -> Evaluated:
     """Run the plan's rounds; every process is gone when this returns or raises."""
     tls = _tls_files(config, paths)
-    keys = (
-        [] if config.node_keys is None else list(map(load_public_key, key_files(config.node_keys)))
-    )
+    keys = _device_keys(config)
     link = SuperLink(
         SuperLinkConfig(
             host=config.host,
@@ -184,14 +186,28 @@ def _run(
         )
         for key in keys:
             control.register_device(key)
-        follower.take(_listening(config, link, tls))
+        _log(plan, _listening(config, link, tls))
         control.submit(paths.plan)
         runner.send_line(_task_token(control))
         _follow(reader, runner, link, follower)
         runner.wait(_END_TIMEOUT_S)
+        time.sleep(_LINGER_S)
     if follower.evaluated is None:
         raise RunError(f"the run ended without an evaluation; see {plan.events_path}")
     return follower.evaluated
+
+
+def _device_keys(config: ServeConfig) -> list[bytes]:
+    """The public keys of the devices that may join, if they are restricted."""
+    if config.node_keys is None:
+        return []
+    keys = [load_public_key(path) for path in key_files(config.node_keys)]
+    if len(set(keys)) < config.min_devices:
+        raise ServeConfigError(
+            f"min_devices is {config.min_devices}, but {config.node_keys} lets {len(set(keys))} "
+            "devices join; add device keys, or lower --min-devices"
+        )
+    return keys
 
 
 def _tls_files(config: ServeConfig, paths: ServePaths) -> TlsFiles | None:
@@ -211,6 +227,13 @@ def _listening(config: ServeConfig, link: SuperLink, tls: TlsFiles | None) -> "L
         root_certificate=str(tls.ca) if tls else None,
         node_auth=config.node_keys is not None,
     )
+
+
+def _log(plan: FederationPlan, event: Event) -> None:
+    """Append an event of the server itself to the ServerApp's."""
+    log = EventLog(plan.events_path)
+    log.write(event)
+    log.close()
 
 
 def _task_token(control: ControlLink) -> str:

@@ -1,0 +1,101 @@
+"""What `rootlet serve` refuses before it opens anything."""
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from rootlet_server.errors import PublicAddressError, ServeConfigError
+from rootlet_server.federation.address import is_loopback, join_host_port
+from rootlet_server.federation.config import ServeConfig
+from rootlet_server.federation.superlink import SuperLinkConfig
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
+
+
+def config(**changes):
+    values = {
+        "bundle": Path("b.rootlet"),
+        "trusted_keys": (KEY,),
+        "signing_key": Path("k.pem"),
+        "state_dir": Path("state"),
+    }
+    return ServeConfig(**values | changes)
+
+
+def test_listens_on_loopback_without_tls_by_default():
+    assert config().host == "127.0.0.1"
+    assert config().tls == "off"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"min_devices": 0}, "min_devices is 0"),
+        ({"cohort_size": 0}, "cohort_size is 0"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"deadline_s": 0.0}, "deadline_s is 0"),
+        ({"wait_s": float("inf")}, "wait_s is inf"),
+        ({"max_examples": 0}, "max_examples is 0"),
+        ({"port": 70000}, "port is 70000"),
+        ({"tls": "maybe"}, "tls is 'maybe'"),
+        ({"trusted_keys": ()}, "trusted_keys is empty"),
+        ({"node_keys": Path("keys")}, "without TLS"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(changes, name):
+    with pytest.raises(ServeConfigError, match=name):
+        config(**changes)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "2001:db8::1", "example.org"])  # noqa: S104
+@pytest.mark.parametrize(
+    ("guards", "missing"),
+    [
+        ({}, "without TLS .* and node authentication"),
+        ({"tls": "auto"}, "without node authentication"),
+    ],
+)
+def test_a_public_address_without_both_guards_is_refused(host, guards, missing):
+    with pytest.raises(PublicAddressError, match=missing):
+        config(host=host, **guards)
+
+
+def test_a_superlink_of_its_own_is_held_to_the_same_rule(tmp_path):
+    with pytest.raises(PublicAddressError, match=r"192\.168\.1\.7"):
+        SuperLinkConfig(state_dir=tmp_path, host="192.168.1.7")
+
+
+def test_a_guarded_public_address_is_accepted():
+    assert config(host="192.168.1.7", tls="auto", node_keys=Path("keys")).host == "192.168.1.7"
+
+
+def test_every_interface_needs_a_name_for_the_certificate():
+    guarded = {"host": "0.0.0.0", "tls": "auto", "node_keys": Path("keys")}  # noqa: S104
+    with pytest.raises(ServeConfigError, match="--tls-name"):
+        config(**guarded)
+    assert config(**guarded, tls_names=("edge.example.org",)).tls_names == ("edge.example.org",)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.3.2.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),  # noqa: S104
+        ("10.0.0.1", False),
+        ("127.0.0.1.example.org", False),
+    ],
+)
+def test_loopback(host, local):
+    assert is_loopback(host) is local
+
+
+def test_an_ipv6_host_is_joined_in_brackets():
+    assert join_host_port("::1", 80) == "[::1]:80"
+    assert join_host_port("127.0.0.1", 80) == "127.0.0.1:80"

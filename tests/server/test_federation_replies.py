@@ -1,0 +1,139 @@
+"""What of a device's answer may enter an average; everything else is left out by name."""
+
+import math
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from rootlet.flower import to_record_dict
+from rootlet.protocol import EvaluateReply, TrainReply
+from rootlet_server.errors import ReplyError
+from rootlet_server.federation.replies import check_evaluate_reply, check_train_reply
+
+pytestmark = pytest.mark.usefixtures("in_a_run")
+
+RECEIVED = {
+    "head.bias": np.zeros(3, np.float32),
+    "head.weight": np.zeros((3, 4), np.float32),
+}
+MAX_EXAMPLES = 1000
+
+
+def reply(**changes):
+    values = {
+        "adapter": {name: array + 1 for name, array in RECEIVED.items()},
+        "metric": "accuracy",
+        "num_examples": 7,
+        "loss": 0.5,
+        "received": 0.25,
+        "trained": 0.75,
+        "train_s": 1.5,
+        "energy_estimated_j": 2.0,
+        "bytes_down": 10,
+        "bytes_up": 20,
+    }
+    return to_record_dict(TrainReply(**values | changes).to_records())
+
+
+def check(content, metric="accuracy"):
+    message = Message(content, 1, "train")
+    return check_train_reply(message, received=RECEIVED, metric=metric, max_examples=MAX_EXAMPLES)
+
+
+def test_what_the_sdk_sends_is_accepted():
+    assert check(reply()) == {
+        "num-examples": 7,
+        "loss": 0.5,
+        "accuracy_received": 0.25,
+        "accuracy_trained": 0.75,
+        "train_s": 1.5,
+        "energy_estimated_j": 2.0,
+        "bytes_down": 10,
+        "bytes_up": 20,
+    }
+
+
+def test_regression_measures_an_error():
+    assert check(reply(metric="error"), metric="error")["error_trained"] == 0.75
+    with pytest.raises(ReplyError, match="error_received"):
+        check(reply(metric="error"))
+
+
+def test_what_the_sdk_sends_to_evaluate_is_accepted():
+    values = EvaluateReply(metric="accuracy", num_examples=3, loss=0.5, received=1.0)
+    message = Message(to_record_dict(values.to_records()), 1, "evaluate")
+    metrics = check_evaluate_reply(message, metric="accuracy", max_examples=MAX_EXAMPLES)
+    assert metrics == {"num-examples": 3, "loss": 0.5, "accuracy_received": 1.0}
+
+
+def test_an_error_reply_carries_its_reason():
+    question = Message(RecordDict(), 1, "train")
+    question.metadata.__dict__["_message_id"] = "m"
+    message = Message(Error(1001, "another bundle"), reply_to=question)
+    with pytest.raises(ReplyError, match="error 1001: another bundle"):
+        check_train_reply(message, received=RECEIVED, metric="accuracy", max_examples=1)
+
+
+def with_array(name, array):
+    content = reply()
+    content["arrays"][name] = array
+    return content
+
+
+def with_metric(name, value):
+    content = reply()
+    content["metrics"][name] = value
+    return content
+
+
+def without(record, name):
+    content = reply()
+    del content[record][name]
+    return content
+
+
+NAN = np.array([0, math.nan, 0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict, "holds the records nothing"),
+        (lambda: RecordDict({"arrays": ArrayRecord()}), "expected arrays, metrics"),
+        (
+            lambda: RecordDict({"arrays": ConfigRecord(), "metrics": MetricRecord()}),
+            "'arrays' is not an ArrayRecord",
+        ),
+        (lambda: without("arrays", "head.bias"), "the adapter holds head.weight"),
+        (lambda: with_array("extra", Array(NAN)), "extra"),
+        (lambda: with_array("head.bias", Array(NAN)), "head.bias holds a value that is not"),
+        (lambda: with_array("head.bias", Array(NAN.astype(np.float64))), "float64"),
+        (lambda: with_array("head.bias", Array(NAN.reshape(3, 1))), r"float32\[3, 1\]"),
+        (lambda: with_array("head.bias", Array(np.zeros(10_000, np.float32))), "40128 bytes"),
+        (lambda: with_array("head.bias", Array("float32", (3,), "pickle", b"x")), "'pickle'"),
+        (
+            lambda: with_array("head.bias", Array("float32", (3,), "numpy.ndarray", b"x" * 9)),
+            "header cannot be read",
+        ),
+        (lambda: without("metrics", "loss"), "the metrics are"),
+        (lambda: with_metric("speed", 1.0), "speed"),
+        (lambda: with_metric("loss", math.inf), "loss is inf"),
+        (lambda: with_metric("loss", [1.0, 2.0]), "one finite number"),
+        (lambda: with_metric("num-examples", 0), "num-examples is 0"),
+        (lambda: with_metric("num-examples", -3), "num-examples is -3"),
+        (lambda: with_metric("num-examples", 7.5), "num-examples is 7.5"),
+        (lambda: with_metric("num-examples", MAX_EXAMPLES + 1), r"in 1\.\.1000"),
+    ],
+)
+def test_anything_else_is_left_out_by_name(content, reason):
+    with pytest.raises(ReplyError, match=reason):
+        check(content())
+
+
+def test_a_header_that_claims_a_terabyte_allocates_nothing():
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (274877906944,), }"
+    header += " " * (117 - len(header)) + "\n"
+    lie = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with pytest.raises(ReplyError, match="with 0 bytes of data"):
+        check(with_array("head.bias", Array("float32", (3,), "numpy.ndarray", lie)))
