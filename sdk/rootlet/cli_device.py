@@ -92,7 +92,7 @@ def run_device(arguments: argparse.Namespace) -> int:
     try:
         with contextlib.ExitStack() as stack:
             return _take_part(arguments, stack)
-    except RootletError as error:
+    except (RootletError, OSError) as error:
         print(f"rootlet: {error}", file=sys.stderr)
         return EXIT_FAILED
 

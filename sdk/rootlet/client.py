@@ -20,7 +20,7 @@ from rootlet.fleet.keys import NodeKey
 from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.local_training import LocalTraining
-from rootlet.membership import Means, Membership
+from rootlet.membership import Connect, Means, Membership
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
 from rootlet.state import StateDirectory
@@ -29,6 +29,7 @@ from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
 from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import RootletError
 from rootlet_runtime.fit import FitResult, Progress
 
 DEFAULT_POLICY = ParticipationPolicy()
@@ -236,6 +237,7 @@ class DeviceClient:
 
         Raises:
             StateError: The client is closed or takes part already.
+            ConfigError: Not an address.
             InsecureAddressError: Plain HTTP to another machine.
             NodeKeyError: The kept key cannot be read.
         """
@@ -250,7 +252,7 @@ class DeviceClient:
                     address, root_certificate=root_certificate, node_key=key, sleep=sleep
                 )
 
-            connect(time.sleep).close()  # refuses an impossible address in the app's own thread
+            _check_address(connect)
             self._membership = membership = Membership(
                 Means(
                     connect=connect,
@@ -348,3 +350,13 @@ class DeviceClient:
                 self._on_event(event)
             except Exception:
                 _log.exception("the app's on_event failed")
+
+
+def _check_address(connect: Connect) -> None:
+    """Refuses an impossible address in the app's own thread; nothing is sent."""
+    try:
+        connect(time.sleep).close()
+    except RootletError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
