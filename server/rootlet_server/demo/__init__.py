@@ -1,0 +1,1 @@
+"""`rootlet demo`: real devices learn together on real data, offline, in under two minutes."""
