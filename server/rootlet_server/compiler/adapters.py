@@ -1,9 +1,10 @@
 """Where adapters start: B at zero, A random or along the main directions of a site's inputs.
 
-Calibrated A (frozen): with H [n, in] the site's inputs over the calibration data and ``H = U S V^T``, row k of A is
-``V_k / (S_k + 0.1 S_1)``, and A is rescaled so that A h has the mean square of h. Whitening keeps the few leading
-directions, which carry most of the energy, from dominating the step; freezing makes averages of B exact. Related:
-FFA-LoRA (Sun et al. 2024), EVA (Paischer et al. 2024), LoRA-XS (Balazy et al. 2024).
+Calibrated A (frozen): with H [n, in] the site's inputs over the calibration data and ``H = U S
+V^T``, row k of A is ``V_k / (S_k + 0.1 S_1)``, and A is rescaled so that A h has the mean square
+of h. Whitening keeps the few leading directions, which carry most of the energy, from dominating
+the step; freezing makes averages of B exact. Related: FFA-LoRA (Sun et al. 2024), EVA (Paischer et
+al. 2024), LoRA-XS (Balazy et al. 2024).
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def calibrated_a(
         return wrapper
 
     with torch.no_grad():
-        for part in x.split(32):
+        for part in torch.split(x, 32):
             run(program, program.tensors, part, wrap={site.node: remember(site) for site in sites})
-    return {frozen_a_key(module): _whitened(torch.cat(parts), rank) for module, parts in inputs.items()}
+    return {
+        frozen_a_key(module): _whitened(torch.cat(parts), rank) for module, parts in inputs.items()
+    }
 
 
 def _whitened(h: Tensor, rank: int) -> Tensor:

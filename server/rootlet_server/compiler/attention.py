@@ -1,8 +1,8 @@
 """Attention with separate projections, put in the place of torch's packed module before tracing.
 
-``nn.MultiheadAttention`` packs queries, keys and values into one weight and folds time into the batch before its
-output projection; neither an adapter nor a feedback point can be attached there. This module computes the same
-function, batch first, from three Linear layers.
+``nn.MultiheadAttention`` packs queries, keys and values into one weight and folds time into the
+batch before its output projection; neither an adapter nor a feedback point can be attached there.
+This module computes the same function, batch first, from three Linear layers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def _projection(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 class SeparateAttention(nn.Module):
-    """``softmax(Q K^T / sqrt(d) + mask) V`` with ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
+    """``softmax(Q K^T / sqrt(d) + mask) V`` from ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
 
-    The attributes without use here (``in_proj_bias`` and others) are read by torch's own encoder layer to decide on a
-    fused path, which these values switch off.
+    The attributes without use here (``in_proj_bias`` and others) are read by torch's own encoder
+    layer to decide on a fused path, which these values switch off.
     """
 
     in_proj_bias = None
@@ -38,7 +38,9 @@ class SeparateAttention(nn.Module):
         super().__init__()
         if source.bias_k is not None or source.add_zero_attn:
             raise UnsupportedModelError(
-                path, "MultiheadAttention with bias_k or add_zero_attn", "Build it without these options."
+                path,
+                "MultiheadAttention with bias_k or add_zero_attn",
+                "Build it without these options.",
             )
         self.embed_dim, self.num_heads = source.embed_dim, source.num_heads
         self.head_dim, self.batch_first = source.head_dim, source.batch_first
@@ -52,7 +54,7 @@ class SeparateAttention(nn.Module):
         )
         self.out_proj = _projection(source.out_proj.weight, source.out_proj.bias)
 
-    def forward(
+    def forward(  # noqa: PLR0917 (torch's own signature)
         self,
         query: Tensor,
         key: Tensor,
@@ -63,14 +65,18 @@ class SeparateAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention.forward``; inputs are [N, T, E], or [T, N, E] unless batch_first."""
+        """As ``nn.MultiheadAttention``: inputs [N, T, E], or [T, N, E] unless batch_first."""
         if not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
+        q, k, v = (
+            self._heads(self.q_proj(query)),
+            self._heads(self.k_proj(key)),
+            self._heads(self.v_proj(value)),
+        )
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
         if attn_mask is not None:
             if attn_mask.dim() == 3:
-                attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+                attn_mask = attn_mask.reshape(-1, self.num_heads, *attn_mask.shape[1:])
             scores = scores + _as_bias(attn_mask, scores)
         if key_padding_mask is not None:
             scores = scores + _as_bias(key_padding_mask[:, None, None, :], scores)
@@ -83,7 +89,8 @@ class SeparateAttention(nn.Module):
         return out, weights.mean(1) if average_attn_weights else weights
 
     def _heads(self, t: Tensor) -> Tensor:
-        return t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        n, length, _ = t.shape
+        return t.reshape(n, length, self.num_heads, self.head_dim).transpose(1, 2)
 
 
 def _as_bias(mask: Tensor, like: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Which output columns of a projection feed only attention's queries and keys.
 
-The mean Jacobian says nothing useful there (a softmax does not change when all its keys shift), so these columns get no
-adapter by default. Found from the graph, for any hand-written attention: the operands of the product before a softmax
-are followed back to projections, and a packed projection is told apart column by column by sending column numbers
-through the reshapes in the place of its output.
+The mean Jacobian says nothing useful there (a softmax does not change when all its keys shift), so
+these columns get no adapter by default. Found from the graph, for any hand-written attention: the
+operands of the product before a softmax are followed back to projections, and a packed projection
+is told apart column by column by sending column numbers through the reshapes in the place of its
+output.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ PASSED = DIAGONAL | MOVES | NORMS
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), torch.SymInt | int)]
+    return [
+        n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), torch.SymInt | int)
+    ]
 
 
 def _ancestors(starts: list[fx.Node]) -> set[fx.Node]:
@@ -61,7 +64,7 @@ def _score_products(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node]]]:
 
 
 def query_key_columns(program: Program, example: Tensor) -> dict[str, Tensor]:
-    """For each projection behind a query or key: a bool [out], true where a column feeds nothing else."""
+    """For each projection behind a query or key: bool [out], true where it feeds nothing else."""
     graph = program.graph
     operands: list[fx.Node] = []
     scores: set[tuple[fx.Node, fx.Node]] = set()
@@ -74,7 +77,11 @@ def query_key_columns(program: Program, example: Tensor) -> dict[str, Tensor]:
 
 
 def _exclusive(
-    program: Program, projection: fx.Node, before: set[fx.Node], scores: set[tuple[fx.Node, fx.Node]], example: Tensor
+    program: Program,
+    projection: fx.Node,
+    before: set[fx.Node],
+    scores: set[tuple[fx.Node, fx.Node]],
+    example: Tensor,
 ) -> Tensor:
     moved = {projection}
     for node in program.graph.nodes:
@@ -88,16 +95,24 @@ def _exclusive(
             if user in moved or not isinstance(values[node.name], Tensor):
                 continue
             into_scores = user in before or (user, node) in scores
-            (feeds_scores if into_scores else feeds_others)[values[node.name].long().flatten()] = True
+            (feeds_scores if into_scores else feeds_others)[values[node.name].long().flatten()] = (
+                True
+            )
     return feeds_scores & ~feeds_others
 
 
-def _column_numbers(program: Program, projection: fx.Node, moved: set[fx.Node], example: Tensor) -> dict[str, Tensor]:
+def _column_numbers(
+    program: Program, projection: fx.Node, moved: set[fx.Node], example: Tensor
+) -> dict[str, Tensor]:
     def numbers(_: Any, compute: Callable[[], Tensor]) -> Tensor:
         value = compute()
         return torch.arange(value.shape[-1], dtype=value.dtype).expand_as(value).clone()
 
     _, kept = run(
-        program, program.tensors, example, wrap={projection.name: numbers}, keep={n.name for n in moved}
+        program,
+        program.tensors,
+        example,
+        wrap={projection.name: numbers},
+        keep={n.name for n in moved},
     )
     return kept

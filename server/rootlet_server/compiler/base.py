@@ -1,4 +1,4 @@
-"""How the frozen base is stored: linear weights transposed for a plain product, and int8 where asked for."""
+"""How the frozen base is stored: linear weights transposed, and int8 where asked for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def freeze(program: Program, base_dtype: BaseDtype, *, without: set[str]) -> dic
     """The frozen tensors, by the names that ``interpret.base_product`` reads.
 
     A linear weight [out, in] becomes ``<name>:linear`` [in, out], or ``<name>:linear.q`` int8 with
-    ``<name>:linear.scale`` [out]; convolutions are quantised per output channel, embeddings per row.
+    ``<name>:linear.scale`` [out]; convolutions are quantised per output channel, embeddings per
+    row.
 
     Args:
         program: the traced model.

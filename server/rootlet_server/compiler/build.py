@@ -1,4 +1,4 @@
-"""From a model and calibration data to a step with everything it needs: the compiler without its files."""
+"""From a model and calibration data to a step and its tensors: the compiler without its files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
     Raises:
         CalibrationError: dtype, size or values that cannot calibrate.
     """
-    tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    tensor = (
+        x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    )
     if tensor.dtype == torch.float64:
         tensor = tensor.float()
     if tensor.dtype not in DTYPES:
@@ -62,8 +64,8 @@ def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
         )
     if tensor.dim() < 2 or len(tensor) < EXAMPLES:
         raise CalibrationError(
-            f"calibration_x has shape {list(tensor.shape)}; pass a batch of at least {EXAMPLES} examples, "
-            "[examples, ...]. Sixteen or more of the base's own data are enough."
+            f"calibration_x has shape {list(tensor.shape)}; pass a batch of at least {EXAMPLES} "
+            "examples, [examples, ...]. Sixteen or more of the base's own data are enough."
         )
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise CalibrationError("calibration_x holds NaN or infinity; remove those examples.")
@@ -82,12 +84,17 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         CompileError: see ``rootlet_server.compiler.errors``.
     """
     x = as_calibration(calibration_x)
-    program = trace(model, x[:EXAMPLES], max_batch=config.max_batch)
+    program = trace(model, x[:EXAMPLES])
     head = find_head(program)
     lora = config.adapter
     sites = find_sites(program, head, x[:EXAMPLES], lora.target_modules)
     learner = Learner(
-        program=program, sites=sites, head=head, task=config.task, scale=lora.scale, trains_a=lora.frozen_a is None
+        program=program,
+        sites=sites,
+        head=head,
+        task=config.task,
+        scale=lora.scale,
+        trains_a=lora.frozen_a is None,
     )
     adapter = initial_adapter(program, sites, head, lora, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
@@ -97,7 +104,9 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         if config.feedback == "random":
             feedback = random_feedback(learner, config.seed)
         else:
-            feedback = calibrated_feedback(learner, freeze(program, "float32", without=without) | a, adapter, x)
+            feedback = calibrated_feedback(
+                learner, freeze(program, "float32", without=without) | a, adapter, x
+            )
     step = Step(
         learner=learner,
         rule=config.rule,

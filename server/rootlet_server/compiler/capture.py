@@ -1,4 +1,4 @@
-"""The step as an ``ExportedProgram``: frozen tensors as constants, the batch dynamic, only aten operators."""
+"""The step as an ``ExportedProgram``: frozen tensors as constants, the batch dynamic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rootlet_server.compiler.config import LARGEST_BATCH
 from rootlet_server.compiler.decompositions import export_decompositions
 from rootlet_server.compiler.optimizers import OPTIMIZERS
 from rootlet_server.compiler.rules import RULES
@@ -33,9 +34,11 @@ class Captured:
 
 
 class _Graph(nn.Module):
-    """Calls ``function(frozen, batch inputs, adapter and state)`` with the frozen tensors as buffers."""
+    """``function(frozen, batch inputs, adapter and state)`` with the frozen tensors as buffers."""
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], frozen: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], frozen: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         self.function = function
         self.keys = {f"frozen_{i}": name for i, name in enumerate(frozen)}
@@ -55,32 +58,48 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
     if graph == "evaluate":
         return ["x", "y", "w"], learned, ["loss_sum", "metric_sum", "weight_sum"]
     learned += [f"optimizer/{name}" for name in step.state]
-    batch = ["x", "y", "w", "learning_rate", *(["step"] if OPTIMIZERS[step.optimizer].needs_step else [])]
+    batch = [
+        "x",
+        "y",
+        "w",
+        "learning_rate",
+        *(["step"] if OPTIMIZERS[step.optimizer].needs_step else []),
+    ]
     return batch, learned, ["loss", "metric", *(f"next/{name}" for name in learned)]
 
 
 def _function(step: Step, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]:
     names, count = list(step.adapter), len(step.adapter)
 
-    def train(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+    def train(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         adapter = dict(zip(names, learned[:count], strict=True))
         state = dict(zip(step.state, learned[count:], strict=True))
         loss, metric, adapter, state = step.train(frozen, adapter, state, *batch)
         return loss, metric, *(adapter[n] for n in names), *(state[n] for n in step.state)
 
-    def evaluate(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+    def evaluate(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         return step.evaluate(frozen, dict(zip(names, learned, strict=True)), *batch)
 
-    def predict(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+    def predict(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         return (step.predict(frozen, dict(zip(names, learned, strict=True)), *batch),)
 
     return {"train": train, "evaluate": evaluate, "predict": predict}[graph]
 
 
 def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One input of every name, for tracing; no two share memory, or the exporter would merge them."""
+    """One input of every name, for tracing; none share memory, or the exporter would merge them."""
     n, k = len(x), step.learner.program.num_outputs
-    y = torch.zeros(n, dtype=torch.int64) if step.learner.task == "classification" else torch.zeros(n, k)
+    y = (
+        torch.zeros(n, dtype=torch.int64)
+        if step.learner.task == "classification"
+        else torch.zeros(n, k)
+    )
     return {
         "x": x.clone(),
         "y": y,
@@ -88,12 +107,19 @@ def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict
         "learning_rate": torch.tensor(0.01),
         "step": torch.tensor(1.0),
         **{f"adapter/{name}": value.clone() for name, value in adapter.items()},
-        **{f"optimizer/{name}": torch.zeros(adapter[name.partition("/")[2]].shape) for name in step.state},
+        **{
+            f"optimizer/{name}": torch.zeros(adapter[name.partition("/")[2]].shape)
+            for name in step.state
+        },
     }
 
 
 def capture(
-    step: Step, graph: GraphName, frozen: Mapping[str, Tensor], adapter: Mapping[str, Tensor], x: Tensor
+    step: Step,
+    graph: GraphName,
+    frozen: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    x: Tensor,
 ) -> Captured:
     """Trace one graph of a step on example inputs, with a dynamic batch."""
     batch_names, learned_names, outputs = signature(step, graph)
@@ -102,14 +128,19 @@ def capture(
     function = _function(step, graph)
     if graph == "train" and RULES[step.rule].uses_autograd:
         function = _trace_autograd(function, frozen, batch, learned)
-    dim = torch.export.Dim("batch", min=2, max=4096)
-    shapes = ([{0: dim} if n in ("x", "y", "w") else None for n in batch_names], [None] * len(learned))
+    dim = torch.export.Dim("batch", min=2, max=LARGEST_BATCH)
+    shapes = (
+        [{0: dim} if n in ("x", "y", "w") else None for n in batch_names],
+        [None] * len(learned),
+    )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         module = _Graph(function, frozen).eval()
-        exported = torch.export.export(module, (batch, learned), dynamic_shapes=shapes, strict=False)
+        exported = torch.export.export(
+            module, (batch, learned), dynamic_shapes=shapes, strict=False
+        )
         table = torch.export.default_decompositions()
-        table.update(export_decompositions())
+        table.update(export_decompositions())  # type: ignore[no-untyped-call]
         exported = exported.run_decompositions(table)
     return Captured(
         program=exported, inputs=batch_names + learned_names, outputs=outputs, dynamic_shapes=shapes
@@ -125,7 +156,9 @@ def _trace_autograd(
     """Trace through ``torch.func.grad`` ahead of the export, which cannot do it itself."""
     keys = list(frozen)
 
-    def flat(frozen_values: list[Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+    def flat(
+        frozen_values: list[Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         return function(dict(zip(keys, frozen_values, strict=True)), batch, learned)
 
     tracer = make_fx(flat, tracing_mode="symbolic", decomposition_table=export_decompositions())
@@ -133,7 +166,9 @@ def _trace_autograd(
     traced.graph.eliminate_dead_code()
     traced.recompile()
 
-    def replay(frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]) -> tuple[Tensor, ...]:
+    def replay(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         return traced([frozen[k] for k in keys], batch, learned)  # type: ignore[no-any-return]
 
     return replay

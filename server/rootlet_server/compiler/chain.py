@@ -1,9 +1,10 @@
 """The feedback point of a site: the end of the elementwise chain that follows it.
 
-After ``a = W h + b + s B A h`` usually comes an activation (perhaps with a frozen batch norm before it). The chain
-``g = f(a)`` is every operator that reads only ``a``, constants and other members of the chain, position by position.
-Its Jacobian is diagonal, so one derivative of the chain gives f'(a) whatever the activation: it is traced once, by
-torch's own differentiation, into plain operators.
+After ``a = W h + b + s B A h`` usually comes an activation (perhaps with a frozen batch norm
+before it). The chain ``g = f(a)`` is every operator that reads only ``a``, constants and other
+members of the chain, position by position. Its Jacobian is diagonal, so one derivative of the
+chain gives f'(a) whatever the activation: it is traced once, by torch's own differentiation, into
+plain operators.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class Chain:
         return slope if slope.dim() == a.dim() else slope.expand(a.shape)
 
 
-def _trace_slope(program: Program, site: fx.Node, nodes: tuple[fx.Node, ...], names: tuple[str, ...]) -> Any:
-    """f' as a graph of aten operators on (a, parameters), or None where it is one.
+def _trace_slope(
+    program: Program, site: fx.Node, nodes: tuple[fx.Node, ...], names: tuple[str, ...]
+) -> Any:
+    """F' as a graph of aten operators on (a, parameters), or None where it is one.
 
     The Jacobian of f is diagonal, so the gradient of ``sum f(a)`` is f'(a).
     """
@@ -64,9 +67,11 @@ def _trace_slope(program: Program, site: fx.Node, nodes: tuple[fx.Node, ...], na
             return env[node.name] if node.name in env else by_name[program.names[node.name]]
 
         for node in nodes:
-            args, kwargs = (fx.node.map_arg(part, value) for part in (node.args, node.kwargs))
+            args: Any = fx.node.map_arg(node.args, value)
+            kwargs: Any = fx.node.map_arg(node.kwargs, value)
             env[node.name] = evaluate_node(node, args, kwargs, a.dtype)
-        return env[nodes[-1].name].sum()  # type: ignore[no-any-return]
+        end: Tensor = env[nodes[-1].name]
+        return end.sum()
 
     sizes = [3 if isinstance(size, torch.SymInt) else int(size) for size in site.meta["val"].shape]
     tracer = make_fx(
@@ -77,9 +82,13 @@ def _trace_slope(program: Program, site: fx.Node, nodes: tuple[fx.Node, ...], na
 
 
 def _without_ones(traced: fx.GraphModule) -> fx.GraphModule | None:
-    """Take the incoming gradient of one out of the graph, and with it the forward pass that gave it its shape."""
+    """Take the incoming gradient of one out of the graph and the forward pass behind its shape."""
     graph = traced.graph
-    ones = {n for n in graph.nodes if n.target is aten.ones_like.default and n.args[0].target is aten.sum.default}
+    ones = {
+        n
+        for n in graph.nodes
+        if n.target is aten.ones_like.default and n.args[0].target is aten.sum.default
+    }
     for node in list(graph.nodes):
         if node.target is aten.expand.default and node.args[0] in ones:
             ones.add(node)
@@ -103,18 +112,15 @@ def _joins(node: fx.Node, members: set[fx.Node], program: Program, shape: tuple[
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
-        return node.args[0] in members and node.args[1] == 0
-    if node.target not in DIAGONAL:
-        return False
+        return bool(node.args[0] in members and node.args[1] == 0)
     inputs = node.all_input_nodes
-    if not members.intersection(inputs):
+    if node.target not in DIAGONAL or not members.intersection(inputs):
         return False
     if any(n not in members and program.parameter(n) is None for n in inputs):
         return False
-    if node.target is BATCH_NORM:
-        return True
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and tuple(value.shape) == shape
+    same_shape = isinstance(value, Tensor) and tuple(value.shape) == shape
+    return node.target is BATCH_NORM or same_shape
 
 
 def find_chain(program: Program, site: fx.Node) -> Chain:
@@ -131,8 +137,16 @@ def find_chain(program: Program, site: fx.Node) -> Chain:
         nodes = _needed(members[: end + 1], site)
         if members[end].target is not BATCH_NORM and _single_ended(site, nodes, members[end]):
             best = nodes
-    names = tuple(dict.fromkeys(name for node in best for n in node.all_input_nodes if (name := program.parameter(n))))
-    slope = _trace_slope(program, site, best, names) if any(n.target not in IDENTITY for n in best) else None
+    names = tuple(
+        dict.fromkeys(
+            name for node in best for n in node.all_input_nodes if (name := program.parameter(n))
+        )
+    )
+    slope = (
+        _trace_slope(program, site, best, names)
+        if any(n.target not in IDENTITY for n in best)
+        else None
+    )
     return Chain(point=best[-1].name if best else site.name, slope=slope, parameters=names)
 
 

@@ -17,9 +17,8 @@ from rootlet_runtime.manifest import (
     format_time,
 )
 from rootlet_runtime.writer import encode_adapter, write_bundle
-
 from rootlet_server.compiler.build import DTYPES, Built, build
-from rootlet_server.compiler.capture import GraphName, capture
+from rootlet_server.compiler.capture import Captured, GraphName, capture
 from rootlet_server.compiler.config import CompileConfig
 from rootlet_server.compiler.cost import count_cost
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
@@ -27,7 +26,7 @@ from rootlet_server.compiler.verify import verify_export
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -44,8 +43,8 @@ class CompiledBundle:
         path: the bundle.
         manifest: as written.
         built: the step, its frozen tensors and its initial adapter.
-        worst_disagreement: largest norm-wise relative difference between the step and the exported graph, seen while
-            checking them against each other.
+        worst_disagreement: largest norm-wise relative difference between the step and the exported
+            graph, seen while checking them against each other.
     """
 
     path: Path
@@ -67,16 +66,19 @@ def compile_bundle(
 ) -> CompiledBundle:
     """Compile a model into the three graphs that a device runs, and sign them.
 
-    The model's source is not touched and its tensors are not changed. Every graph is checked against the pure step,
-    in the engine that devices use, before anything is written.
+    The model's source is not touched and its tensors are not changed. Every graph is checked
+    against the pure step, in the engine that devices use, before anything is written.
 
     Args:
-        model: any ``torch.nn.Module`` from a batch to logits [N, K], of the layers in ``docs/compiler.md``.
-        calibration_x: examples of the data that the base was trained on, [n, ...]; 16 to a few hundred.
+        model: any ``torch.nn.Module`` from a batch to logits [N, K], of the layers in
+            ``docs/compiler.md``.
+        calibration_x: examples of the data that the base was trained on, [n, ...]; 16 to a few
+            hundred.
         config: the adapter, rule, precision and optimiser; None takes the defaults.
         name: the bundle's name; lower-case letters, digits, ``.``, ``_`` and ``-``.
         version: a whole number; devices never go back to a lower one.
-        signing_key: the publisher's Ed25519 key; None writes an unsigned bundle, which devices refuse.
+        signing_key: the publisher's Ed25519 key; None writes an unsigned bundle, which devices
+            refuse.
         out: where the bundle goes; replaced only when the new one is whole.
         progress: called with a few words as each stage begins.
 
@@ -84,7 +86,8 @@ def compile_bundle(
         The path, the manifest and the step.
 
     Raises:
-        CompileError: the model, the data or the configuration cannot be compiled; nothing was written.
+        CompileError: the model, the data or the configuration cannot be compiled; nothing was
+            written.
         ManifestError: the name or version is not one that a manifest can hold.
     """
     config = config or CompileConfig()
@@ -99,23 +102,39 @@ def compile_bundle(
     graphs, block = share_weights(models)
     say("checking the graphs against the step")
     worst = verify_export(built, {role: (graphs[role], captured[role]) for role in ROLES}, block)
-    manifest = _manifest(built, config, name, version, len(block), captured)
+    manifest = _manifest(
+        built, config, captured, name=name, version=version, weight_bytes=len(block)
+    )
     say("signing and writing")
     files = {f"{role}.onnx": graph for role, graph in graphs.items()}
-    files |= {BASE_FILE: block, ADAPTER_FILE: encode_adapter({k: v.numpy() for k, v in built.adapter.items()})}
+    files |= {
+        BASE_FILE: block,
+        ADAPTER_FILE: encode_adapter({k: v.numpy() for k, v in built.adapter.items()}),
+    }
     written = write_bundle(out, manifest, files, signing_key)
     return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
 
 
 def _manifest(
-    built: Built, config: CompileConfig, name: str, version: int, weight_bytes: int, captured: dict[GraphName, object]
+    built: Built,
+    config: CompileConfig,
+    captured: Mapping[GraphName, Captured],
+    *,
+    name: str,
+    version: int,
+    weight_bytes: int,
 ) -> Manifest:
     now = datetime.now(UTC)
-    expires = None if config.expires_in_days is None else now + timedelta(days=config.expires_in_days)
+    expires = (
+        None if config.expires_in_days is None else now + timedelta(days=config.expires_in_days)
+    )
     step, x = built.step, built.example
     outputs = step.learner.program.num_outputs
     classifies = config.task == "classification"
-    adapter = [TensorSpec(name=key, dtype="float32", shape=tuple(shape)) for key, shape in step.adapter.items()]
+    adapter = [
+        TensorSpec(name=key, dtype="float32", shape=tuple(shape))
+        for key, shape in step.adapter.items()
+    ]
     shapes = {spec.name: spec.shape for spec in adapter}
     return Manifest(
         name=name,
@@ -139,7 +158,8 @@ def _manifest(
         labels=config.labels,
         adapter=tuple(adapter),
         optimizer_state=tuple(
-            TensorSpec(name=key, dtype="float32", shape=shapes[key.partition("/")[2]]) for key in step.state
+            TensorSpec(name=key, dtype="float32", shape=shapes[key.partition("/")[2]])
+            for key in step.state
         ),
         graphs={
             role: GraphSpec(file=f"{role}.onnx", inputs=tuple(c.inputs), outputs=tuple(c.outputs))

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from rootlet_server.compiler.errors import CompileError
 
+LARGEST_BATCH = 4096
+
 Task = Literal["classification", "regression"]
 RuleName = Literal["dfa", "backprop"]
 FeedbackName = Literal["calibrated", "random"]
@@ -33,10 +35,12 @@ class LoraConfig:
     Attributes:
         rank: rows of A; a site with fewer input features takes that many instead.
         alpha: scale numerator; None is ``2 * rank``.
-        target_modules: module-path suffixes that get an adapter; None is every Linear and 1x1 convolution except the
-            head and the projections that only feed attention queries or keys.
-        frozen_a: ``"calibrated"`` freezes A at the main directions of the site's inputs over the calibration data, so
-            that only B learns; None draws A at random (Hu et al. 2021) and trains it together with B.
+        target_modules: module-path suffixes that get an adapter; None is every Linear and 1x1
+            convolution except the head and the projections that only feed attention queries or
+            keys.
+        frozen_a: ``"calibrated"`` freezes A at the main directions of the site's inputs over the
+            calibration data, so that only B learns; None draws A at random (Hu et al. 2021) and
+            trains it together with B.
     """
 
     rank: int = 32
@@ -46,13 +50,17 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
-            raise CompileError(f"rank={self.rank!r} must be a whole number of at least 1; 32 is usual.")
+            raise CompileError(
+                f"rank={self.rank!r} must be a whole number of at least 1; 32 is usual."
+            )
         if self.alpha is not None:
             _positive("alpha", self.alpha, "Leave it out for 2 * rank.")
         if self.frozen_a not in ("calibrated", None):
             raise CompileError(f"frozen_a={self.frozen_a!r} is not 'calibrated' or None.")
         if isinstance(self.target_modules, str):
-            raise CompileError(f"target_modules={self.target_modules!r} must be a tuple of strings, not a string.")
+            raise CompileError(
+                f"target_modules={self.target_modules!r} must be a tuple of strings, not a string."
+            )
 
     @property
     def scale(self) -> float:
@@ -82,10 +90,13 @@ class CompileConfig:
 
     Attributes:
         task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
-        rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the control.
-        feedback: ``calibrated`` is the mean Jacobian over the calibration data; ``random`` is for study.
+        rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the
+            control.
+        feedback: ``calibrated`` is the mean Jacobian over the calibration data; ``random`` is for
+            study.
         adapter: the low-rank adapters.
-        base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they multiply.
+        base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they
+            multiply.
         optimizer: ``sgd`` or ``adam``; part of the training graph.
         max_batch: the largest batch a device may feed.
         training: defaults for devices.
@@ -116,12 +127,15 @@ class CompileConfig:
         _one_of("feedback", self.feedback, FeedbackName)
         _one_of("base_dtype", self.base_dtype, BaseDtype)
         _one_of("optimizer", self.optimizer, OptimizerName)
-        if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= 4096:
-            raise CompileError(f"max_batch={self.max_batch!r} must be a whole number from 2 to 4096; 64 is usual.")
+        if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= LARGEST_BATCH:
+            raise CompileError(
+                f"max_batch={self.max_batch!r} must be a whole number from 2 to {LARGEST_BATCH}; "
+                "64 is usual."
+            )
         if self.training.batch_size > self.max_batch:
             raise CompileError(
-                f"training.batch_size={self.training.batch_size} is larger than max_batch={self.max_batch}. "
-                "Raise max_batch or lower the batch size."
+                f"training.batch_size={self.training.batch_size} is larger than "
+                f"max_batch={self.max_batch}. Raise max_batch or lower the batch size."
             )
         if self.expires_in_days is not None:
             _positive("expires_in_days", self.expires_in_days, "None never expires.")

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a step, counted operator by operator; the basis of a device's energy estimate."""
+"""Multiply-accumulates of a step, counted by operator; the basis of a device's energy estimate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INT8_PRODUCT = torch.ops.rootlet.row_int8_matmul
 
 
-def _int8_flops(x: Any, weight: Any, scale: Any, *_: Any, **__: Any) -> int:  # noqa: ARG001
+def _int8_flops(x: Any, weight: Any, scale: Any, *_: Any, **__: Any) -> int:
     rows = 1
     for size in x[:-1]:
         rows *= size
@@ -37,9 +37,13 @@ def _macs(function: Any) -> tuple[int, int]:
 
 
 def count_cost(
-    step: Step, frozen: Mapping[str, Tensor], adapter: Mapping[str, Tensor], x: Tensor, weight_bytes: int
+    step: Step,
+    frozen: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    x: Tensor,
+    weight_bytes: int,
 ) -> dict[str, int]:
-    """Per example: ``train_macs_int8``, ``train_macs_float32``, ``predict_macs_*``; and ``weight_bytes``."""
+    """Per example: ``train_macs_{int8,float32}``, ``predict_macs_*``; and ``weight_bytes``."""
     inputs = example_inputs(step, x, adapter)
     batch = [inputs[name] for name in signature(step, "train")[0]]
     state = {name: inputs[f"optimizer/{name}"] for name in step.state}

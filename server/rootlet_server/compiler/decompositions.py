@@ -14,38 +14,62 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, _bias_sizes: list[int] | None, stride: list[int], padding: list[int],
-    dilation: list[int], transposed: bool, _output_padding: list[int], groups: int, mask: list[bool],
-) -> tuple[Tensor | None, None, None]:  # fmt: skip
-    """The gradient with respect to the input of a convolution whose kernel is frozen: a transposed convolution."""
+def _convolution_backward(  # noqa: PLR0917 (aten's signature)
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    _bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    _output_padding: list[int],
+    groups: int,
+    mask: list[bool],
+) -> tuple[Tensor, None, None]:
+    """The input's gradient under a frozen kernel: a transposed convolution."""
     if transposed or mask[1] or mask[2]:
-        raise NotImplementedError("only the input of a plain convolution with a frozen kernel has a gradient here")
-    output_padding = [
-        x.shape[2 + d] - ((grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1)
-        for d in range(len(stride))
-    ]  # fmt: skip
-    return aten.convolution(grad, weight, None, stride, padding, dilation, True, output_padding, groups), None, None
+        raise NotImplementedError(
+            "only the input of a plain convolution with a frozen kernel has a gradient here"
+        )
+    output_padding = []
+    for d, (size, out, kernel) in enumerate(
+        zip(x.shape[2:], grad.shape[2:], weight.shape[2:], strict=True)
+    ):
+        reached = (out - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel - 1) + 1
+        output_padding.append(size - reached)
+    spread = aten.convolution(
+        grad, weight, None, stride, padding, dilation, True, output_padding, groups
+    )
+    return spread, None, None
 
 
 def _max_pool_backward(
-    grad: Tensor, x: Tensor, _kernel: list[int], _stride: list[int], _padding: list[int], _dilation: list[int],
-    _ceil: bool, indices: Tensor,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    _kernel: list[int],
+    _stride: list[int],
+    _padding: list[int],
+    _dilation: list[int],
+    _ceil: bool,
+    indices: Tensor,
+) -> Tensor:
     """Scatter each window's gradient to the position that was its maximum."""
     flat = torch.zeros_like(x).flatten(-2)
     return flat.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
 
 def export_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for tracing a step: torch's own decompositions of derivatives, and the two above."""
+    """The table for tracing a step: torch's own decompositions, and the two above."""
     table = get_decompositions(
         [
-            aten.threshold_backward, aten.gelu_backward, aten.elu_backward, aten.leaky_relu_backward,
-            aten.hardtanh_backward, aten.hardswish_backward, aten.hardsigmoid_backward, aten.softplus_backward,
-            aten.sigmoid_backward, aten.tanh_backward, aten.mish_backward, aten._prelu_kernel_backward,
-            aten.log_sigmoid_backward, aten.native_layer_norm_backward, aten.native_group_norm_backward,
-            aten._softmax_backward_data, aten._log_softmax_backward_data, aten.select_backward, aten.slice_backward,
+            aten.threshold_backward, aten.gelu_backward, aten.elu_backward,
+            aten.leaky_relu_backward, aten.hardtanh_backward, aten.hardswish_backward,
+            aten.hardsigmoid_backward, aten.softplus_backward, aten.sigmoid_backward,
+            aten.tanh_backward, aten.mish_backward, aten._prelu_kernel_backward,
+            aten.log_sigmoid_backward, aten.native_layer_norm_backward,
+            aten.native_group_norm_backward, aten._softmax_backward_data,
+            aten._log_softmax_backward_data, aten.select_backward, aten.slice_backward,
             aten.avg_pool2d_backward, aten._adaptive_avg_pool2d_backward, aten.unfold_backward,
         ]
     )  # fmt: skip

@@ -4,8 +4,9 @@
 RootletError
 └── CompileError               nothing was written
     ├── UnsupportedModelError  names the module path, the operator and the remedy
-    ├── CalibrationError       calibration data that cannot calibrate: shape, dtype, non-finite, too few
-    └── ExportError            the exported graph left the allowed operators or disagrees with the step
+    ├── CalibrationError       calibration data that cannot calibrate: shape, dtype, non-finite,
+    too few └── ExportError            the exported graph left the allowed operators or disagrees
+    with the step
 ```
 """
 

@@ -16,7 +16,7 @@ from rootlet_server.compiler.int8 import onnx_translation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rootlet_server.compiler.capture import Captured
+    from rootlet_server.compiler.capture import Captured, GraphName
 
 OPSET = 20
 BASE_FILE = "base.bin"
@@ -27,8 +27,8 @@ ALIGNMENT = 64
 def to_onnx(captured: Captured) -> onnx.ModelProto:
     """Translate to standard operators of opset 20.
 
-    Everything that is not needed to run is taken out: the exporter's notes hold source lines and paths of the machine
-    that compiled.
+    Everything that is not needed to run is taken out: the exporter's notes hold source lines and
+    paths of the machine that compiled.
 
     Raises:
         ExportError: the exporter failed, or wrote an operator outside the standard domain.
@@ -68,7 +68,12 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.graph.metadata_props[:]
     model.graph.doc_string = ""
     del model.graph.value_info[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    for item in (
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+    ):
         item.doc_string = ""
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
@@ -76,19 +81,33 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def _check(model: onnx.ModelProto, captured: Captured) -> None:
     if model.functions or any(opset.domain not in ("", "ai.onnx") for opset in model.opset_import):
-        used = sorted({f"{n.domain}::{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")})
+        used = sorted(
+            {
+                f"{n.domain}::{n.op_type}"
+                for n in model.graph.node
+                if n.domain not in ("", "ai.onnx")
+            }
+        )
         if used or model.functions:
-            raise ExportError(f"The exporter wrote operators outside the standard: {', '.join(used) or 'functions'}.")
+            raise ExportError(
+                "The exporter wrote operators outside the standard: "
+                f"{', '.join(used) or 'functions'}."
+            )
         kept = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
         del model.opset_import[:]
         model.opset_import.extend(kept)
     found = [value.name for value in model.graph.input]
     if found != captured.inputs:
         missing = sorted(set(captured.inputs) - set(found))
-        raise ExportError(f"The exported graph does not read {', '.join(missing) or found}: nothing depends on it.")
+        raise ExportError(
+            f"The exported graph does not read {', '.join(missing) or found}: "
+            "nothing depends on it."
+        )
 
 
-def share_weights(models: Mapping[str, onnx.ModelProto]) -> tuple[dict[str, bytes], bytes]:
+def share_weights(
+    models: Mapping[GraphName, onnx.ModelProto],
+) -> tuple[dict[GraphName, bytes], bytes]:
     """Move tensors of 256 bytes and more into one block; equal tensors are stored once.
 
     Returns:
@@ -107,11 +126,21 @@ def share_weights(models: Mapping[str, onnx.ModelProto]) -> tuple[dict[str, byte
                 offsets[digest] = len(block)
                 block.extend(raw)
             _refer(tensor, offsets[digest], len(raw))
-    return {role: model.SerializeToString(deterministic=True) for role, model in models.items()}, bytes(block)
+    return {
+        role: model.SerializeToString(deterministic=True) for role, model in models.items()
+    }, bytes(block)
 
 
 def _refer(tensor: onnx.TensorProto, offset: int, length: int) -> None:
-    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+    for field in (
+        "raw_data",
+        "float_data",
+        "int32_data",
+        "int64_data",
+        "double_data",
+        "uint64_data",
+        "string_data",
+    ):
         tensor.ClearField(field)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", BASE_FILE), ("offset", str(offset)), ("length", str(length))):

@@ -1,11 +1,13 @@
 """The feedback matrices: what the server computes once so that a device needs no backward pass.
 
 Calibrated feedback is the mean Jacobian over calibration data,
-``M_l = mean_n sum_p d z_n / d g_{l,n,p}`` [K, C], with g the feedback point of site l; it is stored as int8 with one
-scale per row. Where a site has positions, each gets a weight ``v_p = <J_p, M> / <M, M>`` with ``J_p`` the mean Jacobian
-at position p; the weights sum to one, are 1/P under mean pooling and 0 or 1 under a class token.
+``M_l = mean_n sum_p d z_n / d g_{l,n,p}`` [K, C], with g the feedback point of site l; it is
+stored as int8 with one scale per row. Where a site has positions, each gets a weight ``v_p = <J_p,
+M> / <M, M>`` with ``J_p`` the mean Jacobian at position p; the weights sum to one, are 1/P under
+mean pooling and 0 or 1 under a class token.
 
-Random feedback draws ``M ~ N(0, 1/K)`` (Lillicrap et al. 2016; Noekland 2016) and spreads it evenly.
+Random feedback draws ``M ~ N(0, 1/K)`` (Lillicrap et al. 2016; Noekland 2016) and spreads it
+evenly.
 
 Shape legend: N examples, P positions, K outputs, C channels.
 """
@@ -31,7 +33,11 @@ CHUNK = 32
 
 def feedback_keys(site: Site) -> tuple[str, str, str]:
     """Where the frozen tensors hold a site's int8 matrix, its scale and its position weights."""
-    return f"{site.node}:feedback.q", f"{site.node}:feedback.scale", f"{site.node}:feedback.positions"
+    return (
+        f"{site.node}:feedback.q",
+        f"{site.node}:feedback.scale",
+        f"{site.node}:feedback.positions",
+    )
 
 
 def feedback_matrix(site: Site, frozen: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -56,7 +62,9 @@ def random_feedback(learner: Learner, seed: int) -> dict[str, Tensor]:
     outputs = learner.program.num_outputs
     for site in learner.sites:
         matrix = torch.randn(outputs, site.width, generator=generator) / outputs**0.5
-        positions = torch.full((site.positions,), 1 / site.positions) if site.positions > 1 else None
+        positions = (
+            torch.full((site.positions,), 1 / site.positions) if site.positions > 1 else None
+        )
         stored |= _stored(site, matrix, positions)
     return stored
 
@@ -76,7 +84,7 @@ def calibrated_feedback(
         CalibrationError: the Jacobian is not finite.
     """
     totals: dict[str, Tensor] = {}
-    for part in x.split(CHUNK):
+    for part in torch.split(x, CHUNK):
         for name, jacobian in _jacobians(learner, frozen, adapter, part).items():
             totals[name] = totals.get(name, 0) + jacobian
     stored: dict[str, Tensor] = {}
@@ -84,7 +92,8 @@ def calibrated_feedback(
         per_position = totals[site.node] / len(x)
         if not per_position.isfinite().all():
             raise CalibrationError(
-                f"The Jacobian of the outputs with respect to {site.module} is not finite over the calibration data. "
+                f"The Jacobian of the outputs with respect to {site.module} is not finite over "
+                "the calibration data. "
                 "Check the model's outputs on it for NaN or infinity."
             )
         matrix = per_position.sum(1)
@@ -93,7 +102,7 @@ def calibrated_feedback(
 
 
 def _position_weights(per_position: Tensor, matrix: Tensor) -> Tensor | None:
-    """v [P] from J [K, P, C] and M [K, C]: the projection of each position's Jacobian on their sum."""
+    """From J [K, P, C] and M [K, C]: v [P], each position's Jacobian projected on their sum."""
     positions = per_position.shape[1]
     if positions == 1:
         return None
@@ -106,15 +115,19 @@ def _position_weights(per_position: Tensor, matrix: Tensor) -> Tensor | None:
 def _jacobians(
     learner: Learner, frozen: Mapping[str, Tensor], adapter: Mapping[str, Tensor], x: Tensor
 ) -> dict[str, Tensor]:
-    """site node -> sum over examples of d z / d g, [K, P, width]."""
+    """Site node -> sum over examples of d z / d g, [K, P, width]."""
     points = {site.node: site.chain.point for site in learner.sites}
     with torch.enable_grad():
-        trainable = {name: value.detach().clone().requires_grad_() for name, value in adapter.items()}
+        trainable = {
+            name: value.detach().clone().requires_grad_() for name, value in adapter.items()
+        }
         forward = learner.forward(frozen, trainable, x, keep=set(points.values()))
         kept = [forward.kept[points[site.node]] for site in learner.sites]
         rows: dict[str, list[Tensor]] = {site.node: [] for site in learner.sites}
         for k in range(forward.output.shape[1]):
-            grads = torch.autograd.grad(forward.output[:, k].sum(), kept, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                forward.output[:, k].sum(), kept, retain_graph=True, allow_unused=True
+            )
             for site, value, grad in zip(learner.sites, kept, grads, strict=True):
                 at_site = site.rows(torch.zeros_like(value) if grad is None else grad)
                 at_site = at_site if at_site.dim() == 3 else at_site.unsqueeze(1)

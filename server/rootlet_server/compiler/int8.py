@@ -1,9 +1,9 @@
 """The frozen base in int8: weights per output channel, activations per row.
 
 ``y = ((q(x) - 128) W_q) * scale_W / s`` with ``s = 127 / max|x|`` over each row and
-``q(x) = round_half_even(x s) + 128`` in uint8. A row's scale depends on that row alone, so the examples of a batch stay
-independent (``docs/decisions/0001-row-wise-activations.md``). Gradients pass straight through the rounding (Bengio et
-al. 2013): ``dy/dx = W_q scale_W``.
+``q(x) = round_half_even(x s) + 128`` in uint8. A row's scale depends on that row alone, so the
+examples of a batch stay independent (``docs/decisions/0001-row-wise-activations.md``). Gradients
+pass straight through the rounding (Bengio et al. 2013): ``dy/dx = W_q scale_W``.
 
 Shapes: x [..., in], weight [in, out] int8, scale [out].
 """
@@ -34,21 +34,25 @@ def quantize_weight(weight: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("rootlet::row_int8_matmul", mutates_args=())
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The product in eager torch; integers are exact in floating point here (|sum| < 2**24 for float32 in practice)."""
+    """The product in eager torch; integers are exact in float32 up to sums of 2**24."""
     inverse = 127 / x.abs().amax(-1, keepdim=True).clamp_min(TINY)
     accumulated = (x * inverse).round() @ weight.to(x.dtype)
     return accumulated * scale.to(x.dtype) / inverse
 
 
 @_product.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
 @_product.register_vmap
-def _(_info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, int]:
+def _(
+    _info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, scale: Tensor
+) -> tuple[Tensor, int]:
     if in_dims[1] is not None or in_dims[2] is not None:
-        raise NotImplementedError("The frozen weight is shared by all clients; only x may be stacked.")
+        raise NotImplementedError(
+            "The frozen weight is shared by all clients; only x may be stacked."
+        )
     return _product(x.movedim(in_dims[0] or 0, 0), weight, scale), 0
 
 
@@ -59,10 +63,11 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        return _product(x, weight, scale)
+        out: Tensor = _product(x, weight, scale)
+        return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
@@ -82,11 +87,12 @@ def row_int8_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     Returns:
         [..., out]; its derivative with respect to x ignores the rounding.
     """
-    return _StraightThrough.apply(x, weight, scale)  # type: ignore[no-any-return]
+    out: Tensor = _StraightThrough.apply(x, weight, scale)  # type: ignore[no-untyped-call]
+    return out
 
 
 def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the exporter writes the product: only standard operators, on the kernels that are fast in uint8 x int8."""
+    """How the exporter writes the product: standard operators with fast uint8 x int8 kernels."""
     import numpy as np  # noqa: PLC0415
     import onnx  # noqa: PLC0415
     from onnxscript import opset20 as op  # noqa: PLC0415

@@ -1,6 +1,7 @@
 """Runs a traced program node by node, with the frozen base in float or int8.
 
-One interpreter serves the export, the simulation (under ``torch.func.vmap``) and the tests (in float64).
+One interpreter serves the export, the simulation (under ``torch.func.vmap``) and the tests (in
+float64).
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from rootlet_server.compiler.int8 import row_int8_matmul
-from rootlet_server.compiler.operators import REWRITES
+from rootlet_server.compiler.operators import REWRITES, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -23,20 +23,27 @@ if TYPE_CHECKING:
     Wrapper = Callable[[tuple[Any, ...], Callable[[], Any]], Any]
 
 aten = torch.ops.aten
-CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding})
+CONVOLUTIONS = frozenset(
+    {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
+)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def evaluate_node(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], float_dtype: torch.dtype) -> Any:
-    """One operator; casts to a float become casts to ``float_dtype``, so that a program also runs in float64."""
+def evaluate_node(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], float_dtype: torch.dtype
+) -> Any:
+    """One operator; casts to a float become casts to ``float_dtype``, so float64 works too."""
     if node.target in (aten._to_copy.default, aten.to.dtype):
         dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
-        return args[0].to(float_dtype if dtype in FLOATS else dtype) if dtype is not None else args[0]
-    return REWRITES.get(node.target, node.target)(*args, **kwargs)
+        return cast(args[0], float_dtype if dtype in FLOATS else dtype)
+    compute: Any = REWRITES.get(node.target, node.target)
+    return compute(*args, **kwargs)
 
 
-def base_product(node: fx.Node, program: Program, frozen: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
-    """A linear, convolution or embedding whose weight is frozen, in the form in which ``freeze`` stored it.
+def base_product(
+    node: fx.Node, program: Program, frozen: Mapping[str, Tensor], args: tuple[Any, ...]
+) -> Any:
+    """A linear, convolution or embedding with a frozen weight, in the form that ``freeze`` stored.
 
     Returns None where the weight is not one of the model's own tensors or is stored plain.
     """
@@ -51,11 +58,15 @@ def base_product(node: fx.Node, program: Program, frozen: Mapping[str, Tensor], 
         return node.target(args[0], frozen[f"{weight}:conv.q"].to(scale.dtype) * scale, *args[2:])
     if node.target is aten.embedding.default and f"{weight}:embedding.q" in frozen:
         q, scale = frozen[f"{weight}:embedding.q"], frozen[f"{weight}:embedding.scale"]
-        return F.embedding(args[1], q).to(scale.dtype) * F.embedding(args[1], scale)
+        return torch.nn.functional.embedding(args[1], q).to(
+            scale.dtype
+        ) * torch.nn.functional.embedding(args[1], scale)
     return None
 
 
-def _linear(frozen: Mapping[str, Tensor], weight: str, x: Tensor, bias: Tensor | None) -> Tensor | None:
+def _linear(
+    frozen: Mapping[str, Tensor], weight: str, x: Tensor, bias: Tensor | None
+) -> Tensor | None:
     if f"{weight}:linear.q" in frozen:
         out = row_int8_matmul(x, frozen[f"{weight}:linear.q"], frozen[f"{weight}:linear.scale"])
     elif f"{weight}:linear" in frozen:
@@ -63,18 +74,6 @@ def _linear(frozen: Mapping[str, Tensor], weight: str, x: Tensor, bias: Tensor |
     else:
         return None
     return out if bias is None else out + bias
-
-
-def _compute(
-    node: fx.Node,
-    program: Program,
-    frozen: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    float_dtype: torch.dtype,
-) -> Any:
-    value = base_product(node, program, frozen, args)
-    return evaluate_node(node, args, kwargs, float_dtype) if value is None else value
 
 
 def run(
@@ -92,13 +91,19 @@ def run(
         program: the traced model.
         frozen: its tensors as ``freeze`` stored them (or plain).
         x: [N, ...].
-        wrap: node name -> function called in the node's place with its arguments and with the way to compute it.
+        wrap: node name -> function called in the node's place with its arguments and with the way
+            to compute it.
         keep: node names whose values are wanted.
         float_dtype: what casts to a float in the program become.
 
     Returns:
         the output [N, K] and the kept values.
     """
+
+    def compute_node(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = base_product(node, program, frozen, args)
+        return evaluate_node(node, args, kwargs, float_dtype) if value is None else value
+
     wrap = wrap or {}
     env: dict[str, Any] = {}
     kept: dict[str, Any] = {}
@@ -114,7 +119,7 @@ def run(
             break
         args = fx.node.map_arg(node.args, lambda n: env[n.name])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n.name])
-        compute = partial(_compute, node, program, frozen, args, kwargs, float_dtype)
+        compute = partial(compute_node, node, args, kwargs)
         value = wrap[node.name](args, compute) if node.name in wrap else compute()
         env[node.name] = value
         if node.name in keep:

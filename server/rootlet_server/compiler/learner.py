@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rootlet_server.compiler.interpret import run
@@ -45,7 +44,7 @@ class Tap:
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """One forward pass: output [N, K], the head's input [N, F], taps by site node, and other kept values."""
+    """One forward pass: output [N, K], the head's input [N, F], taps by site, other kept values."""
 
     output: Tensor
     features: Tensor
@@ -87,14 +86,16 @@ class Learner:
         *,
         keep: Collection[str] = (),
     ) -> Forward:
-        """Run the adapted model: each site computes ``W h + b + s B A h``, the head ``W_head f + b_head``."""
+        """Run the model: sites compute ``W h + b + s B A h``, the head ``W_head f + b_head``."""
         taps: dict[str, Tap] = {}
         features: list[Tensor] = []
 
         def head(args: tuple[Any, ...], _: Callable[[], Tensor]) -> Tensor:
             features.append(args[0])
-            return F.linear(
-                args[0], adapter[f"{self.head.module}.weight"], adapter.get(f"{self.head.module}.bias")
+            return torch.nn.functional.linear(
+                args[0],
+                adapter[f"{self.head.module}.weight"],
+                adapter.get(f"{self.head.module}.bias"),
             )
 
         def adapt(site: Site, args: tuple[Any, ...], base: Callable[[], Tensor]) -> Tensor:
@@ -126,7 +127,9 @@ class Learner:
         b_r_out = adapter[f"{site.module}.lora_B"].t()
         if site.layout.channels_first:
             projected = h.flatten(2).transpose(1, 2) @ a_in_r
-            change = site.widened(self.scale * (projected @ b_r_out)).transpose(1, 2).reshape(base.shape)
+            change = (
+                site.widened(self.scale * (projected @ b_r_out)).transpose(1, 2).reshape(base.shape)
+            )
         else:
             z = h @ a_in_r
             projected = site.rows(z)

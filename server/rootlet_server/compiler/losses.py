@@ -29,8 +29,10 @@ class LossTerms:
 def loss_terms(task: Task, output: Tensor, y: Tensor) -> LossTerms:
     """The loss of each example.
 
-    classification: ``-log softmax(z)_y`` with error ``softmax(z) - onehot(y)``; the metric is 1 where the largest
-    output is y. regression: ``mean_k (z_k - y_k)^2`` with error ``2 (z - y) / K``; the metric is the loss.
+    classification: ``-log softmax(z)_y`` with error ``softmax(z) - onehot(y)``; the metric is 1
+        where the largest
+    output is y. regression: ``mean_k (z_k - y_k)^2`` with error ``2 (z - y) / K``; the metric is
+    the loss.
 
     Args:
         task: which of the two.
@@ -42,7 +44,9 @@ def loss_terms(task: Task, output: Tensor, y: Tensor) -> LossTerms:
         loss = (difference * difference).mean(1)
         return LossTerms(loss=loss, error=difference * (2 / output.shape[1]), metric=loss)
     log_p = output.log_softmax(1)
-    onehot = (y.unsqueeze(1) == torch.arange(output.shape[1], device=output.device)).to(output.dtype)
+    onehot = (y.unsqueeze(1) == torch.arange(output.shape[1], device=output.device)).to(
+        output.dtype
+    )
     correct = (output.argmax(1) == y).to(output.dtype)
     return LossTerms(loss=-(log_p * onehot).sum(1), error=log_p.exp() - onehot, metric=correct)
 

@@ -1,4 +1,4 @@
-"""Optimisers as pure functions of (adapter, gradients, state, learning rate, step); part of the training graph.
+"""Optimisers as pure functions, part of the training graph.
 
 Each keeps its state in named slots, ``<slot>/<adapter name>``, that start at zero.
 """
@@ -9,24 +9,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor
 
     Tensors = Mapping[str, Tensor]
 
 BETA1, BETA2 = 0.9, 0.999
-# Not the usual 1e-8: the ONNX exporter's optimiser deletes an addition of a constant that small, and 0/0 follows.
+# Not the usual 1e-8: the ONNX exporter's optimiser deletes an addition of a constant that small,
+# and 0/0 follows.
 ADAM_EPSILON = 1e-7
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """update(adapter, gradients, state, learning_rate, step) -> (adapter, state); ``needs_step`` counts from 1."""
+    """``update(adapter, gradients, state, learning_rate, step) -> (adapter, state)``.
+
+    ``needs_step``: whether it reads the step, counted from 1.
+    """
 
     slots: tuple[str, ...]
     needs_step: bool
-    update: Callable[[Tensors, Tensors, Tensors, Tensor, Tensor | None], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    update: Callable[
+        [Tensors, Tensors, Tensors, Tensor, Tensor | None],
+        tuple[dict[str, Tensor], dict[str, Tensor]],
+    ]
 
 
 def sgd(
@@ -49,7 +56,9 @@ def adam(
         g = gradients[name]
         m = BETA1 * state[f"m/{name}"] + (1 - BETA1) * g
         v = BETA2 * state[f"v/{name}"] + (1 - BETA2) * g * g
-        new_adapter[name] = p - learning_rate * (m / correction1) / ((v / correction2).sqrt() + ADAM_EPSILON)
+        new_adapter[name] = p - learning_rate * (m / correction1) / (
+            (v / correction2).sqrt() + ADAM_EPSILON
+        )
         new_state[f"m/{name}"], new_state[f"v/{name}"] = m, v
     return new_adapter, new_state
 
@@ -60,6 +69,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-def state_names(optimizer: str, adapter: Tensors) -> list[str]:
+def state_names(optimizer: str, adapter: Iterable[str]) -> list[str]:
     """The state's names in the order of the graph: slot by slot."""
     return [f"{slot}/{name}" for slot in OPTIMIZERS[optimizer].slots for name in adapter]

@@ -40,18 +40,19 @@ class Layout:
     fold: Fold = "none"
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """One call of a layer that carries an adapter.
 
     Attributes:
         node: name of the call in the graph.
-        module: path of the layer; names the adapter. A layer that is called twice has two sites and one adapter.
+        module: path of the layer; names the adapter. A layer that is called twice has two sites
+            and one adapter.
         layout: where the batch is.
         positions: P, counted at compile time; 1 where a site sees one row per example.
         in_features, out_features: of the whole layer.
-        columns: the output columns [start, stop) that the adapter changes; all but attention's queries and keys.
+        columns: the output columns [start, stop) that the adapter changes; all but attention's
+            queries and keys.
         chain: from the site's output to its feedback point.
     """
 
@@ -72,7 +73,7 @@ class Site:
         if self.layout.fold != "none":
             batch = t.numel() // (self.positions * t.shape[-1])
             split = (batch, -1) if self.layout.fold == "batch_major" else (-1, batch)
-            t = t.unflatten(dim, split)
+            t = t.reshape(*t.shape[:dim], *split, *t.shape[dim + 1 :])
             dim += self.layout.fold == "position_major"
         t = t.movedim(dim, 0) if dim else t
         return t.flatten(1, -2) if t.dim() > 3 else t
@@ -124,13 +125,18 @@ def find_head(program: Program) -> Head:
     if weight is None or len(node.args[0].meta["val"].shape) != 2:  # type: ignore[union-attr]
         raise UnsupportedModelError(
             module_path(node),
-            f"the model's output comes from {node.target}, not from a Linear layer on [batch, features]",
+            f"the model's output comes from {node.target}, not from a Linear layer on "
+            "[batch, features]",
             "End it with a Linear head after pooling, and return its logits (no softmax).",
         )
     bias = program.parameter(node.args[2]) if len(node.args) > 2 else None
     features: fx.Node = node.args[0]  # type: ignore[assignment]
     return Head(
-        node=node.name, module=weight.rpartition(".")[0], weight=weight, bias=bias, features=features.name
+        node=node.name,
+        module=weight.rpartition(".")[0],
+        weight=weight,
+        bias=bias,
+        features=features.name,
     )
 
 
@@ -146,7 +152,11 @@ def find_sites(
     sites, refused = [], {}
     for node in program.graph.nodes:
         weight = program.parameter(node.args[1]) if len(node.args) > 1 else None
-        if weight is None or node.name == head.node or node.target not in (aten.linear.default, *CONVOLUTIONS):
+        if (
+            weight is None
+            or node.name == head.node
+            or node.target not in (aten.linear.default, *CONVOLUTIONS)
+        ):
             continue
         module = weight.rpartition(".")[0]
         if target_modules is not None and not any(_matches(module, t) for t in target_modules):
@@ -169,13 +179,16 @@ def _matches(module: str, target: str) -> bool:
 
 def _check_targets(targets: tuple[str, ...], found: list[str], refused: dict[str, str]) -> None:
     for module, reason in refused.items():
-        raise UnsupportedModelError(module, reason, "Leave it out of target_modules; it stays frozen.")
+        raise UnsupportedModelError(
+            module, reason, "Leave it out of target_modules; it stays frozen."
+        )
     for target in targets:
         if not any(_matches(module, target) for module in found):
             raise UnsupportedModelError(
                 target,
                 "no Linear or 1x1 convolution of that name is used in the forward pass",
-                f"target_modules takes module-path suffixes; this model has {', '.join(found) or 'none'}.",
+                "target_modules takes module-path suffixes; this model has "
+                f"{', '.join(found) or 'none'}.",
             )
 
 
@@ -183,7 +196,8 @@ def _reason_against(program: Program, node: fx.Node, weight: str) -> str | None:
     shape = program.tensors[weight].shape
     if node.target in CONVOLUTIONS:
         if any(size != 1 for size in shape[2:]):
-            return f"a {'x'.join(str(s) for s in shape[2:])} convolution cannot carry an adapter, only 1x1 ones can"
+            kernel = "x".join(str(size) for size in shape[2:])
+            return f"a {kernel} convolution cannot carry an adapter, only 1x1 ones can"
         args = [*node.args[3:], *node.kwargs.values()]
         if shape[1] != node.args[0].meta["val"].shape[1]:  # type: ignore[union-attr]
             return "a grouped convolution cannot carry an adapter"
@@ -195,7 +209,7 @@ def _reason_against(program: Program, node: fx.Node, weight: str) -> str | None:
 
 
 def _columns(skipped: Tensor | None, out_features: int) -> tuple[int, int] | None:
-    """The adapted columns: those left after ``skipped``, if they are contiguous; None where nothing is left."""
+    """The columns left after ``skipped``; None where nothing is left or not one run of columns."""
     if skipped is None or not skipped.any():
         return (0, out_features)
     left = (~skipped).nonzero().flatten()
@@ -204,7 +218,9 @@ def _columns(skipped: Tensor | None, out_features: int) -> tuple[int, int] | Non
     return (int(left[0]), int(left[-1]) + 1)
 
 
-def _site(program: Program, node: fx.Node, weight: str, columns: tuple[int, int], example: Tensor) -> Site:
+def _site(
+    program: Program, node: fx.Node, weight: str, columns: tuple[int, int], example: Tensor
+) -> Site:
     shape = program.tensors[weight].shape
     layout = _layout(program, node, example)
     _, kept = run(program, program.tensors, example, keep={node.name})
@@ -228,7 +244,9 @@ def _layout(program: Program, node: fx.Node, example: Tensor) -> Layout:
     symbolic = [d for d, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     if len(symbolic) != 1:
         raise UnsupportedModelError(
-            module_path(node), "the batch is spread over several dimensions here", "Keep one dimension for the batch."
+            module_path(node),
+            "the batch is spread over several dimensions here",
+            "Keep one dimension for the batch.",
         )
     dim = symbolic[0]
     if shape[dim].node.expr == batch:
@@ -240,7 +258,9 @@ def _fold(program: Program, node: fx.Node, dim: int, example: Tensor) -> Fold:
     """Which rows of a folded dimension belong to example 0, found by changing that example."""
     first = example[:2]
     changed = torch.cat([first[1:], first[1:]])
-    values = [run(program, program.tensors, x, keep={node.name})[1][node.name] for x in (first, changed)]
+    values = [
+        run(program, program.tensors, x, keep={node.name})[1][node.name] for x in (first, changed)
+    ]
     differs = (values[0] != values[1]).movedim(dim, 0).flatten(1).any(1)
     half = len(differs) // 2
     if not differs[half:].any():
@@ -248,5 +268,7 @@ def _fold(program: Program, node: fx.Node, dim: int, example: Tensor) -> Fold:
     if not differs[1::2].any():
         return "position_major"
     raise UnsupportedModelError(
-        module_path(node), "positions and examples are interleaved in one dimension", "Keep the batch in dimension 0."
+        module_path(node),
+        "positions and examples are interleaved in one dimension",
+        "Keep the batch in dimension 0.",
     )

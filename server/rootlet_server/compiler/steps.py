@@ -1,4 +1,4 @@
-"""The pure step: one definition that is exported for devices, stacked for simulation and run in float64 for tests."""
+"""The pure step: one definition, exported for devices, stacked to simulate, tested in float64."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Step:
 
     @property
     def state(self) -> list[str]:
-        """Names of the optimiser's tensors, in the order of the graph; each has its adapter's shape."""
+        """Names of the optimiser's tensors in the graph's order, each of its adapter's shape."""
         return state_names(self.optimizer, self.adapter)
 
-    def train(
+    def train(  # noqa: PLR0917 (the order of the graph's inputs)
         self,
         frozen: Tensors,
         adapter: Tensors,
@@ -73,7 +73,9 @@ class Step:
         )
         return gradients.loss, gradients.metric, new_adapter, new_state
 
-    def evaluate(self, frozen: Tensors, adapter: Tensors, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, frozen: Tensors, adapter: Tensors, x: Tensor, y: Tensor, w: Tensor
+    ) -> tuple[Tensor, ...]:
         """Weighted sums over the batch: loss, metric and weight, each []."""
         terms = loss_terms(self.learner.task, self.learner.forward(frozen, adapter, x).output, y)
         return (terms.loss * w).sum(), (terms.metric * w).sum(), w.sum()

@@ -1,7 +1,7 @@
 """A model becomes a graph of aten operators with its frozen tensors beside it.
 
-``torch.export`` traces the model without touching its source; what the interpreter does not know is refused here, by
-module path.
+``torch.export`` traces the model without touching its source; what the interpreter does not know
+is refused here, by module path.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rootlet_server.compiler.attention import separate_attention
+from rootlet_server.compiler.config import LARGEST_BATCH
 from rootlet_server.compiler.errors import CompileError, UnsupportedModelError
 from rootlet_server.compiler.operators import SUPPORTED, reason_for
 
@@ -47,7 +48,8 @@ class Program:
 
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
-        return next(n for n in self.graph.nodes if n.name == name)
+        found: fx.Node = next(n for n in self.graph.nodes if n.name == name)
+        return found
 
     def parameter(self, arg: object) -> str | None:
         """The tensor name behind an argument, if the argument is one of the model's own tensors."""
@@ -61,11 +63,12 @@ def module_path(node: fx.Node) -> str:
     return paths[-1].removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
 
 
-def trace(model: nn.Module, example: Tensor, *, max_batch: int = 4096) -> Program:
+def trace(model: nn.Module, example: Tensor) -> Program:
     """Trace ``model`` on a batch of at least two examples.
 
     Raises:
-        UnsupportedModelError: an operator, a recurrent module or an output that the compiler does not know.
+        UnsupportedModelError: an operator, a recurrent module or an output that the compiler does
+            not know.
         CompileError: torch could not trace the model, or the batch size is baked into it.
     """
     if not isinstance(model, nn.Module):
@@ -73,12 +76,14 @@ def trace(model: nn.Module, example: Tensor, *, max_batch: int = 4096) -> Progra
     for path, module in model.named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise UnsupportedModelError(
-                path, f"{type(module).__name__} is recurrent", "Use convolutions or attention over time instead."
+                path,
+                f"{type(module).__name__} is recurrent",
+                "Use convolutions or attention over time instead.",
             )
-    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)  # noqa: FBT003
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     separate_attention(model)
     model.eval()
-    exported = _export(model, example, max_batch)
+    exported = _export(model, example)
     signature = exported.graph_signature
     names = {
         **signature.inputs_to_parameters,
@@ -90,14 +95,18 @@ def trace(model: nn.Module, example: Tensor, *, max_batch: int = 4096) -> Progra
     outputs = next(n for n in exported.graph.nodes if n.op == "output").args[0]
     if len(outputs) != 1:
         raise UnsupportedModelError(
-            "", f"it returns {len(outputs)} tensors", "Wrap it in a module that returns only the [batch, K] output."
+            "",
+            f"it returns {len(outputs)} tensors",
+            "Wrap it in a module that returns only the [batch, K] output.",
         )
     graph = exported.graph
     _refuse_unknown(graph)
     shape = outputs[0].meta["val"].shape
     if len(shape) != 2 or not isinstance(shape[0], torch.SymInt):
         raise UnsupportedModelError(
-            "", f"its output has shape {list(shape)}, not [batch, K]", "Pool over positions before the head."
+            "",
+            f"its output has shape {list(shape)}, not [batch, K]",
+            "Pool over positions before the head.",
         )
     used = {names[n.name] for n in graph.nodes if n.name in names and n.users}
     return Program(
@@ -116,13 +125,16 @@ def _plain(tensor: object) -> Tensor:
     return tensor.detach().clone().contiguous()
 
 
-def _export(model: nn.Module, example: Tensor, max_batch: int) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=2, max=max(max_batch, 4096))
+def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=LARGEST_BATCH)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
-            return exported.run_decompositions({})
+            exported = torch.export.export(
+                model, (example,), dynamic_shapes=({0: batch},), strict=False
+            )
+            functional: torch.export.ExportedProgram = exported.run_decompositions({})
+            return functional
     except UnsupportedModelError:
         raise
     except Exception as error:
@@ -130,11 +142,13 @@ def _export(model: nn.Module, example: Tensor, max_batch: int) -> torch.export.E
         if "Constraints violated" in text or "specializ" in text.lower():
             raise CompileError(
                 f"The model only works for a batch of {len(example)}: it bakes the batch size in. "
-                "Use x.shape[0] instead of a number, and nothing that depends on how many examples there are. "
+                "Use x.shape[0] instead of a number, and nothing that depends on how many examples "
+                "there are. "
                 f"torch says: {text.splitlines()[0]}"
             ) from error
         raise CompileError(
-            f"torch.export cannot trace the model ({type(error).__name__}): {text.splitlines()[0] if text else ''} "
+            f"torch.export cannot trace the model ({type(error).__name__}): "
+            f"{text.splitlines()[0] if text else ''} "
             "Control flow that depends on values must leave the forward pass."
         ) from error
 
@@ -143,7 +157,10 @@ def _refuse_unknown(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op != "call_function" or node.target in SUPPORTED:
             continue
-        if getattr(node.target, "__module__", "") in ("_operator", "math") or node.target is operator.getitem:
+        if (
+            getattr(node.target, "__module__", "") in ("_operator", "math")
+            or node.target is operator.getitem
+        ):
             continue
         reason, remedy = reason_for(node.target)
         raise UnsupportedModelError(module_path(node), reason, remedy)

@@ -1,4 +1,4 @@
-"""Each exported graph is run in the engine that devices use and compared with the pure step, before it is published."""
+"""Each exported graph is run in the devices' engine and compared with the step, then published."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.capture import Captured, GraphName
 
 STEPS = 3
-# Rounding differs by about 1e-6 a step. In int8 an activation within that of a rounding boundary may fall on the other
-# side, one quantum (1/127 of its row's largest) away in one of many entries. A wrong graph is wrong by far more.
+# Rounding differs by about 1e-6 a step. In int8 an activation within that of a rounding boundary
+# may fall on the other side, one quantum (1/127 of its row's largest) away in one of many entries.
+# A wrong graph is wrong by far more.
 TOLERANCE = 1e-2
 Arrays = dict[str, Any]
 
@@ -35,7 +36,7 @@ def _session(graph: bytes, block: bytes) -> onnxruntime.InferenceSession:
 
 
 def disagreement(expected: Tensor, found: np.ndarray[Any, Any]) -> float:
-    """``|found - expected| / |expected|`` over all elements (Frobenius norms); infinite where found is not finite."""
+    """``|found - expected| / |expected|`` in Frobenius norms; infinite unless all is finite."""
     reference = expected.detach().double().numpy()
     if not np.isfinite(found).all():
         return float("inf")
@@ -55,11 +56,13 @@ def verify_export(
     targets = inputs["y"]
     if step.learner.task == "classification":
         inputs["y"] = torch.arange(len(targets)) % step.learner.program.num_outputs
-    sessions = {role: (_session(graph, block), captured) for role, (graph, captured) in graphs.items()}
+    sessions = {
+        role: (_session(graph, block), captured) for role, (graph, captured) in graphs.items()
+    }
     worst = 0.0
     adapter = {name: inputs[f"adapter/{name}"] for name in step.adapter}
     state = {name: inputs[f"optimizer/{name}"] for name in step.state}
-    batch = [inputs[name] for name in ("x", "y", "w")]
+    x, y, w = (inputs[name] for name in ("x", "y", "w"))
     feed = {name: value.numpy() for name, value in inputs.items()}
     with torch.no_grad():
         for number in range(1, STEPS + 1):
@@ -67,19 +70,22 @@ def verify_export(
             feed["step"] = count.numpy()
             found = _run(sessions["train"], feed)
             loss, metric, adapter, state = step.train(
-                built.frozen, adapter, state, *batch, inputs["learning_rate"], count
+                built.frozen, adapter, state, x, y, w, inputs["learning_rate"], count
             )
             expected = {"loss": loss, "metric": metric}
             expected |= {f"next/adapter/{name}": value for name, value in adapter.items()}
             expected |= {f"next/optimizer/{name}": value for name, value in state.items()}
             worst = max(worst, _compare(f"train, step {number}", expected, found))
-            feed |= {name.removeprefix("next/"): value for name, value in found.items() if name.startswith("next/")}
-        sums = step.evaluate(built.frozen, adapter, *batch)
+            feed |= {
+                name.removeprefix("next/"): value
+                for name, value in found.items()
+                if name.startswith("next/")
+            }
+        sums = step.evaluate(built.frozen, adapter, x, y, w)
         expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
         worst = max(worst, _compare("evaluate", expected, _run(sessions["evaluate"], feed)))
-        expected = {"output": step.predict(built.frozen, adapter, batch[0])}
-        worst = max(worst, _compare("predict", expected, _run(sessions["predict"], feed)))
-    return worst
+        expected = {"output": step.predict(built.frozen, adapter, x)}
+        return max(worst, _compare("predict", expected, _run(sessions["predict"], feed)))
 
 
 def _run(session: tuple[onnxruntime.InferenceSession, Captured], feed: Arrays) -> Arrays:
@@ -94,8 +100,8 @@ def _compare(where: str, expected: Mapping[str, Tensor], found: Arrays) -> float
         error = disagreement(value, found[name])
         if error > TOLERANCE:
             raise ExportError(
-                f"{where}: the exported graph's {name} is off by {error:.1e} of its norm; at most {TOLERANCE} is "
-                "rounding. Please report the model; nothing was written."
+                f"{where}: the exported graph's {name} is off by {error:.1e} of its norm; at most "
+                f"{TOLERANCE} is rounding. Please report the model; nothing was written."
             )
         worst = max(worst, error)
     return worst

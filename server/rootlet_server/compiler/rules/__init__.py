@@ -1,7 +1,7 @@
 """Rules: how credit is assigned. One file per rule, one signature, this registry.
 
-A rule is a pure function ``rule(learner, frozen, adapter, x, y, w) -> Gradients``; it exports, it stacks under
-``torch.func.vmap`` and it runs in float64.
+A rule is a pure function ``rule(learner, frozen, adapter, x, y, w) -> Gradients``; it exports, it
+stacks under ``torch.func.vmap`` and it runs in float64.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.learner import Learner
 
 
-def backprop(
+def backprop(  # noqa: PLR0917 (the signature of every rule)
     learner: Learner,
     frozen: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor],

@@ -1,13 +1,15 @@
 """Direct feedback alignment (Noekland 2016) on adapters, with feedback from the frozen tensors.
 
-With e_n = d loss_n / d z_n the output error, M_l the feedback matrix of site l and v_p its position weights,
+With e_n = d loss_n / d z_n the output error, M_l the feedback matrix of site l and v_p its
+position weights,
 
     delta_{n,p} = v_p (e_n M_l) * f'(a_{n,p})
-    dB = s sum_{n,p} c_n delta_{n,p} (A h_{n,p})^T        dA = s sum_{n,p} c_n (B^T delta_{n,p}) h_{n,p}^T
+    dB = s sum_{n,p} c_n delta_{n,p} (A h_{n,p})^T        dA = s sum_{n,p} c_n (B^T delta_{n,p})
+    h_{n,p}^T
 
-with c_n = w_n / sum w. The head learns by its exact gradient. One broadcast of the error replaces the backward pass:
-no frozen weight is read twice, and with a frozen A only the r numbers A h are kept per example and position.
-With one hidden layer and M = W_head, DFA is backpropagation.
+with c_n = w_n / sum w. The head learns by its exact gradient. One broadcast of the error replaces
+the backward pass: no frozen weight is read twice, and with a frozen A only the r numbers A h are
+kept per example and position. With one hidden layer and M = W_head, DFA is backpropagation.
 
 Shape legend: N examples, P positions, K outputs, C adapted channels, r rank.
 """
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.sites import Site
 
 
-def dfa(
+def dfa(  # noqa: PLR0917 (the signature of every rule)
     learner: Learner,
     frozen: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor],
@@ -41,23 +43,24 @@ def dfa(
     forward = learner.forward(frozen, adapter, x)
     terms = loss_terms(learner.task, forward.output, y)
     error_NK = terms.error * (w / w.sum().clamp_min(SMALLEST_WEIGHT)).unsqueeze(1)
-    by_name = dict.fromkeys(adapter, None)
     head = learner.head.module
-    by_name[f"{head}.weight"] = error_NK.t() @ forward.features
+    by_name = {f"{head}.weight": error_NK.t() @ forward.features}
     if f"{head}.bias" in adapter:
         by_name[f"{head}.bias"] = error_NK.sum(0)
     for site in learner.sites:
         b_out_r = adapter[f"{site.module}.lora_B"]
-        for name, grad in _site_gradients(learner, site, frozen, b_out_r, forward.taps[site.node], error_NK).items():
-            by_name[name] = grad if by_name[name] is None else by_name[name] + grad
+        tap = forward.taps[site.node]
+        grads = _site_gradients(learner, site, frozen, b_out_r, tap, error_NK)
+        for name, grad in grads.items():  # a layer that is called twice has two sites
+            by_name[name] = by_name[name] + grad if name in by_name else grad
     return Gradients(
         loss=weighted_mean(terms.loss, w),
         metric=weighted_mean(terms.metric, w),
-        by_name={name: grad for name, grad in by_name.items() if grad is not None},
+        by_name=by_name,
     )
 
 
-def _site_gradients(
+def _site_gradients(  # noqa: PLR0917 (all that one site needs)
     learner: Learner,
     site: Site,
     frozen: Mapping[str, Tensor],
@@ -75,7 +78,9 @@ def _site_gradients(
         delta = broadcast_NC if derivative is None else broadcast_NC * derivative
     else:
         v_P1 = frozen[feedback_keys(site)[2]].to(error_NK.dtype).unsqueeze(-1)
-        if derivative is None:  # delta is the same at every position: pool the inputs instead of spreading it
+        if (
+            derivative is None
+        ):  # delta is the same at every position: pool the inputs, not spread it
             delta, z = broadcast_NC, (z * v_P1).sum(1)
             h = None if h is None else (h * v_P1).sum(1)
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gradients:
-    """loss [] and metric [], weighted means over the batch; and d loss / d adapter (or its substitute), by name."""
+    """Loss [] and metric [], weighted means; d loss / d adapter (or its substitute) by name."""
 
     loss: Tensor
     metric: Tensor
