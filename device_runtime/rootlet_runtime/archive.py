@@ -127,6 +127,7 @@ class Archive:
         self.path = Path(path)
         self._map = _map_file(self.path, limits)
         self._view = memoryview(self._map)
+        self._closed = False
         try:
             self.entries = {entry.name: entry for entry in _read_entries(self._view, limits)}
             _check_canonical(self._view, list(self.entries.values()))
@@ -136,6 +137,8 @@ class Archive:
 
     def __getitem__(self, name: str) -> memoryview:
         """The entry's data, as a read-only view of the mapping."""
+        if self._closed:
+            raise ArchiveError(f"{self.path} is closed; keep a bundle open as long as its trainers")
         entry = self.entries[name]
         return self._view[entry.data_offset : entry.end_offset]
 
@@ -154,6 +157,7 @@ class Archive:
 
     def close(self) -> None:
         """Unmaps the file; views still held elsewhere keep the mapping alive until they go."""
+        self._closed = True
         try:
             self._view.release()
             self._map.close()

@@ -51,12 +51,16 @@ class Bundle:
     """
 
     def __init__(
-        self, archive: Archive, manifest: Manifest, publisher: Ed25519PublicKey | None
+        self,
+        archive: Archive,
+        raw_manifest: bytes,
+        manifest: Manifest,
+        publisher: Ed25519PublicKey | None,
     ) -> None:
         self._archive = archive
         self.path = archive.path
         self.manifest = manifest
-        self.manifest_sha256 = hashlib.sha256(archive[MANIFEST_FILE]).hexdigest()
+        self.manifest_sha256 = hashlib.sha256(raw_manifest).hexdigest()
         self.publisher = publisher
         self.summaries: dict[str, GraphSummary] = {}
         self._adapter: Arrays = {}
@@ -88,7 +92,13 @@ class Bundle:
         """
         archive = Archive(path, limits)
         try:
-            bundle = cls(*_verified(archive, trusted_keys, allow_unsigned=allow_unsigned))
+            if MANIFEST_FILE not in archive:
+                raise MissingFileError(f"{MANIFEST_FILE} is absent: not a bundle")
+            raw = bytes(archive[MANIFEST_FILE])
+            manifest, publisher = _verified(
+                archive, raw, trusted_keys, allow_unsigned=allow_unsigned
+            )
+            bundle = cls(archive, raw, manifest, publisher)
             bundle._check_age(minimum_version, now or datetime.now(UTC))
             bundle._check_files(limits)
             bundle._check_graphs()
@@ -117,7 +127,7 @@ class Bundle:
         self._archive.release_pages()
 
     def close(self) -> None:
-        """Unmaps the file. A trainer that is still open keeps the mapping alive."""
+        """Unmaps the file; close the bundle after its trainers have done their work."""
         self._archive.close()
 
     def __enter__(self) -> Self:
@@ -183,20 +193,22 @@ class Bundle:
 
 
 def _verified(
-    archive: Archive, trusted_keys: Sequence[Ed25519PublicKey], *, allow_unsigned: bool
-) -> tuple[Archive, Manifest, Ed25519PublicKey | None]:
-    if MANIFEST_FILE not in archive:
-        raise MissingFileError(f"{MANIFEST_FILE} is absent: not a bundle")
-    raw = bytes(archive[MANIFEST_FILE])
+    archive: Archive,
+    raw: bytes,
+    trusted_keys: Sequence[Ed25519PublicKey],
+    *,
+    allow_unsigned: bool,
+) -> tuple[Manifest, Ed25519PublicKey | None]:
+    """The manifest and the trusted key that signed it, if one had to."""
     if SIGNATURE_FILE not in archive:
-        return archive, _unsigned(raw, allow_unsigned=allow_unsigned), None
+        return _unsigned(raw, allow_unsigned=allow_unsigned), None
     signature = bytes(archive[SIGNATURE_FILE])
     if len(signature) != signing.SIGNATURE_BYTES:
         raise SignatureError(
             f"{SIGNATURE_FILE}: {len(signature)} bytes; an Ed25519 signature has 64"
         )
     if allow_unsigned and not trusted_keys:
-        return archive, _self_signed(raw, signature), None
+        return _self_signed(raw, signature), None
     signer = signing.find_signer(raw, signature, trusted_keys)
     if signer is None:
         raise _refusal(raw, trusted_keys)
@@ -206,7 +218,7 @@ def _verified(
             f"signed by {signing.public_key_hex(signer)}, but the manifest names "
             f"{manifest.publisher}"
         )
-    return archive, manifest, signer
+    return manifest, signer
 
 
 def _unsigned(raw: bytes, *, allow_unsigned: bool) -> Manifest:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+def write_atomically(
+    path: Path, content: bytes | Callable[[BinaryIO], None], mode: int = 0o600
+) -> None:
     """Writes a new file beside ``path``, then puts it in ``path``'s place.
 
     ``content`` is the bytes, or a function that writes them.
@@ -30,7 +32,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             else:
                 file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

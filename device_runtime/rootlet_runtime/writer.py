@@ -135,7 +135,7 @@ def write_archive(path: str | os.PathLike[str], contents: Mapping[str, Content])
                 file.write(chunk)
         file.write(tail)
 
-    write_atomically(Path(path), write)
+    write_atomically(Path(path), write, mode=0o644)
 
 
 def _chunks(content: Content) -> Iterator[bytes | memoryview]:

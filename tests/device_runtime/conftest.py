@@ -20,6 +20,7 @@ import onnx
 import pytest
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import settings
 from onnx import TensorProto, helper
 
 from rootlet_runtime import (
@@ -31,6 +32,9 @@ from rootlet_runtime import (
     TrainingDefaults,
     write_bundle,
 )
+
+settings.register_profile("rootlet", deadline=None)
+settings.load_profile("rootlet")
 
 D, F, K = 4, 6, 3
 BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-7

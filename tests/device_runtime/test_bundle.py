@@ -84,9 +84,13 @@ def test_without_trusted_keys_a_signed_bundle_is_only_intact(bundle_paths: dict[
         assert bundle.signature is not None
 
 
-def test_closing_while_a_trainer_holds_the_bundle_is_harmless(bundle: Bundle) -> None:
+def test_a_closed_bundle_says_so_and_graphs_already_open_go_on(bundle: Bundle) -> None:
     trainer = Trainer(bundle)
     x = np.zeros((1, 4), np.float32)
     before = trainer.predict(x)
     bundle.close()
     np.testing.assert_array_equal(trainer.predict(x), before)
+    with pytest.raises(errors.ArchiveError, match="is closed"):
+        bundle.entry("base.bin")
+    with pytest.raises(errors.TrainingError, match="is closed"):
+        trainer.evaluate(x, np.zeros(1, np.int64))

@@ -111,7 +111,7 @@ def test_arbitrary_bytes_are_refused_and_nothing_else(raw: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_a_damaged_graph_is_read_as_onnx_reads_it_or_refused(
     data: st.DataObject, tiny: Callable[[str], tuple[Manifest, dict[str, bytes]]]
 ) -> None:

@@ -34,7 +34,7 @@ def test_any_flipped_byte_is_refused(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_any_edit_is_refused(
     data: st.DataObject, bundle_paths: dict[str, Path], key: Ed25519PrivateKey, tmp_path: Path
 ) -> None:
