@@ -9,6 +9,7 @@ al. 2024), LoRA-XS (Balazy et al. 2024).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.sites import Head, Site
     from rootlet_server.compiler.trace import Program
 
-MAX_ROWS = 4096
 WHITENING_FLOOR = 0.1
+CHUNK = 32
+SMALLEST = 1e-12
 
 
 def initial_adapter(
@@ -54,36 +56,33 @@ def initial_adapter(
 def calibrated_a(
     program: Program, sites: tuple[Site, ...], rank: int, x: Tensor
 ) -> dict[str, Tensor]:
-    """The frozen A of every site, stored transposed [in, r] under ``frozen_a_key``."""
-    inputs: dict[str, list[Tensor]] = {}
-    kept_rows = max(1, MAX_ROWS * 32 // max(len(x), 32))
+    """The frozen A of every site, stored transposed [in, r] under ``frozen_a_key``.
 
-    def remember(site: Site) -> Any:
-        def wrapper(args: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
-            h = args[0].flatten(2).transpose(1, 2) if site.layout.channels_first else args[0]
-            rows = h.reshape(-1, h.shape[-1]).float()
-            stride = -(-len(rows) // kept_rows)
-            inputs.setdefault(site.module, []).append(rows[::stride])
-            return compute()
+    All rows of the site's inputs count; only their products ``H^T H`` [in, in] are kept.
+    """
+    products: dict[str, Tensor] = {}
 
-        return wrapper
+    def add(site: Site, args: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
+        h = site.rows(args[0]).reshape(-1, site.in_features)
+        products[site.module] = products.get(site.module, 0) + (h.t() @ h).double()
+        return compute()
 
     with torch.no_grad():
-        for part in torch.split(x, 32):
-            run(program, program.tensors, part, wrap={site.node: remember(site) for site in sites})
-    return {
-        frozen_a_key(module): _whitened(torch.cat(parts), rank) for module, parts in inputs.items()
-    }
+        for part in torch.split(x, CHUNK):
+            run(program, program.tensors, part, wrap={s.node: partial(add, s) for s in sites})
+    return {frozen_a_key(module): whitened(total, rank) for module, total in products.items()}
 
 
-def _whitened(h: Tensor, rank: int) -> Tensor:
-    """A^T [in, r] from inputs h [n, in]."""
-    rank = min(rank, h.shape[1])
-    covariance = (h.t() @ h).double()
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    singular = eigenvalues.flip(0).clamp_min(0).sqrt()[:rank]
-    directions = vectors.flip(1)[:, :rank]
-    a = directions / (singular + WHITENING_FLOOR * singular[0].clamp_min(1e-12))
-    projected = h.double() @ a
-    energy = projected.square().mean().sqrt()
-    return (a * (h.double().square().mean().sqrt() / energy.clamp_min(1e-12))).float().contiguous()
+def whitened(product: Tensor, rank: int) -> Tensor:
+    """A^T [in, r] from ``H^T H`` [in, in] in float64."""
+    rank = min(rank, len(product))
+    eigenvalues, vectors = torch.linalg.eigh(product)
+    energy_r = eigenvalues.flip(0)[:rank].clamp_min(0)
+    singular_r = energy_r.sqrt()
+    gain_r = 1 / (singular_r + WHITENING_FLOOR * singular_r[0].clamp_min(SMALLEST))
+    # Mean squares over all rows: of A h, sum_k gain_k^2 S_k^2 / r; of h, trace(H^T H) / in.
+    of_projected = (gain_r.square() * energy_r).mean()
+    of_inputs = product.trace() / len(product)
+    rescale = (of_inputs / of_projected.clamp_min(SMALLEST)).sqrt()
+    a: Tensor = vectors.flip(1)[:, :rank] * (gain_r * rescale)
+    return a.float().contiguous()
