@@ -125,13 +125,12 @@ class Learner:
         else:
             a_in_r = frozen[frozen_a_key(site.module)]
         b_r_out = adapter[f"{site.module}.lora_B"].t()
+        z = site.channels_last(h) @ a_in_r
+        change = site.widened(self.scale * (z @ b_r_out))
         if site.layout.channels_first:
-            projected = h.flatten(2).transpose(1, 2) @ a_in_r
-            change = (
-                site.widened(self.scale * (projected @ b_r_out)).transpose(1, 2).reshape(base.shape)
-            )
-        else:
-            z = h @ a_in_r
-            projected = site.rows(z)
-            change = site.widened(self.scale * (z @ b_r_out))
-        return Tap(inputs=h if self.trains_a else None, projected=projected, output=base + change)
+            change = change.transpose(1, 2).reshape(base.shape)
+        return Tap(
+            inputs=h if self.trains_a else None,
+            projected=site.by_example(z),
+            output=base + change,
+        )

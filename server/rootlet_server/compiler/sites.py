@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from rootlet_server.compiler.attention_columns import query_key_columns
 from rootlet_server.compiler.chain import Chain, find_chain
-from rootlet_server.compiler.errors import UnsupportedModelError
+from rootlet_server.compiler.errors import CalibrationError, UnsupportedModelError
 from rootlet_server.compiler.interpret import CONVOLUTIONS, run
 from rootlet_server.compiler.operators import IDENTITY
 from rootlet_server.compiler.trace import module_path
@@ -66,9 +66,15 @@ class Site:
     chain: Chain
 
     def rows(self, t: Tensor) -> Tensor:
-        """A tensor of this layer as [N, C], or as [N, P, C] where there are positions."""
-        if self.layout.channels_first:
-            return t.flatten(2).transpose(1, 2)
+        """A tensor in this layer's layout as [N, C], or as [N, P, C] where P > 1."""
+        return self.by_example(self.channels_last(t))
+
+    def channels_last(self, t: Tensor) -> Tensor:
+        """[..., C], the shape that a product with A or B takes."""
+        return t.flatten(2).transpose(1, 2) if self.layout.channels_first else t
+
+    def by_example(self, t: Tensor) -> Tensor:
+        """[N, C] or [N, P, C] from [..., C] in the order of ``channels_last``."""
         dim = self.layout.batch_dim
         if self.layout.fold != "none":
             batch = t.numel() // (self.positions * t.shape[-1])
@@ -76,7 +82,7 @@ class Site:
             t = t.reshape(*t.shape[:dim], *split, *t.shape[dim + 1 :])
             dim += self.layout.fold == "position_major"
         t = t.movedim(dim, 0) if dim else t
-        return t.flatten(1, -2) if t.dim() > 3 else t
+        return t.flatten(1) if self.positions == 1 else t.flatten(1, -2)
 
     @property
     def width(self) -> int:
@@ -130,6 +136,12 @@ def find_head(program: Program) -> Head:
             "End it with a Linear head after pooling, and return its logits (no softmax).",
         )
     bias = program.parameter(node.args[2]) if len(node.args) > 2 else None
+    if any(len(tensor.users) > 1 for tensor in node.args[1:] if isinstance(tensor, fx.Node)):
+        raise UnsupportedModelError(
+            weight.rpartition(".")[0],
+            "the head shares its weight or bias with another layer, which has to stay frozen",
+            "Give the head tensors of its own.",
+        )
     features: fx.Node = node.args[0]  # type: ignore[assignment]
     return Head(
         node=node.name,
@@ -238,11 +250,10 @@ def _site(
 
 def _layout(program: Program, node: fx.Node, example: Tensor) -> Layout:
     shape = node.meta["val"].shape
-    if node.target in CONVOLUTIONS:
-        return Layout(channels_first=True, batch_dim=0)
+    channels_first = node.target in CONVOLUTIONS
     batch = program.node(program.x).meta["val"].shape[0].node.expr
     symbolic = [d for d, size in enumerate(shape) if isinstance(size, torch.SymInt)]
-    if len(symbolic) != 1:
+    if len(symbolic) != 1 or (channels_first and symbolic != [0]):
         raise UnsupportedModelError(
             module_path(node),
             "the batch is spread over several dimensions here",
@@ -250,8 +261,10 @@ def _layout(program: Program, node: fx.Node, example: Tensor) -> Layout:
         )
     dim = symbolic[0]
     if shape[dim].node.expr == batch:
-        return Layout(channels_first=False, batch_dim=dim)
-    return Layout(channels_first=False, batch_dim=dim, fold=_fold(program, node, dim, example))
+        return Layout(channels_first=channels_first, batch_dim=dim)
+    return Layout(
+        channels_first=channels_first, batch_dim=dim, fold=_fold(program, node, dim, example)
+    )
 
 
 def _fold(program: Program, node: fx.Node, dim: int, example: Tensor) -> Fold:
@@ -262,6 +275,11 @@ def _fold(program: Program, node: fx.Node, dim: int, example: Tensor) -> Fold:
         run(program, program.tensors, x, keep={node.name})[1][node.name] for x in (first, changed)
     ]
     differs = (values[0] != values[1]).movedim(dim, 0).flatten(1).any(1)
+    if not differs.any():
+        raise CalibrationError(
+            f"The first two examples of calibration_x look the same at {module_path(node)}, so "
+            "its rows cannot be told apart by example. Put two different ones first."
+        )
     half = len(differs) // 2
     if not differs[half:].any():
         return "batch_major"
