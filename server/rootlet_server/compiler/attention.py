@@ -100,9 +100,12 @@ def _as_bias(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def separate_attention(model: nn.Module) -> None:
-    """Replace every ``nn.MultiheadAttention`` below ``model``, in place."""
+    """Replace every ``nn.MultiheadAttention`` below ``model``; shared ones stay shared."""
+    replaced: dict[nn.Module, SeparateAttention] = {}
     for path, module in list(model.named_modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):
             if isinstance(child, nn.MultiheadAttention):
                 child_path = f"{path}.{name}" if path else name
-                setattr(module, name, SeparateAttention(child, child_path))
+                if child not in replaced:
+                    replaced[child] = SeparateAttention(child, child_path)
+                setattr(module, name, replaced[child])
