@@ -56,8 +56,6 @@ def freeze(program: Program, base_dtype: BaseDtype, *, without: set[str]) -> dic
         if name in without:
             continue
         tensor = program.tensors[name]
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32)
         for kind in sorted(kinds):
             frozen |= _stored(name, tensor, kind, base_dtype)
     return frozen

@@ -64,7 +64,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def trace(model: nn.Module, example: Tensor) -> Program:
-    """Trace ``model`` on a batch of at least two examples.
+    """Trace a copy of ``model``, in float32 and eval mode, on a batch of at least two examples.
 
     Raises:
         UnsupportedModelError: an operator, a recurrent module or an output that the compiler does
@@ -80,7 +80,7 @@ def trace(model: nn.Module, example: Tensor) -> Program:
                 f"{type(module).__name__} is recurrent",
                 "Use convolutions or attention over time instead.",
             )
-    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     separate_attention(model)
     model.eval()
     exported = _export(model, example)
@@ -122,7 +122,8 @@ def trace(model: nn.Module, example: Tensor) -> Program:
 def _plain(tensor: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise CompileError(f"A constant of the model is a {type(tensor).__name__}, not a tensor.")
-    return tensor.detach().clone().contiguous()
+    plain = tensor.detach().clone().contiguous()
+    return plain.float() if plain.is_floating_point() else plain
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
