@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rootlet_server.compiler.errors import CalibrationError
 from rootlet_server.compiler.interpret import run
 from rootlet_server.compiler.learner import frozen_a_key
 
@@ -47,9 +48,9 @@ def initial_adapter(
             a = torch.randn(rank, site.in_features, generator=generator) / site.in_features**0.5
             adapter[f"{site.module}.lora_A"] = a
         adapter[f"{site.module}.lora_B"] = torch.zeros(site.width, rank)
-    adapter[f"{head.module}.weight"] = program.tensors[head.weight].to(torch.float32).clone()
+    adapter[f"{head.module}.weight"] = program.tensors[head.weight].clone()
     if head.bias is not None:
-        adapter[f"{head.module}.bias"] = program.tensors[head.bias].to(torch.float32).clone()
+        adapter[f"{head.module}.bias"] = program.tensors[head.bias].clone()
     return adapter
 
 
@@ -70,6 +71,12 @@ def calibrated_a(
     with torch.no_grad():
         for part in torch.split(x, CHUNK):
             run(program, program.tensors, part, wrap={s.node: partial(add, s) for s in sites})
+    for module, total in products.items():
+        if not total.isfinite().all():
+            raise CalibrationError(
+                f"The inputs of {module} are not finite over calibration_x. Pass examples of the "
+                "data that the base was trained on."
+            )
     return {frozen_a_key(module): whitened(total, rank) for module, total in products.items()}
 
 

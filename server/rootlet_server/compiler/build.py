@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rootlet_server.compiler.adapters import calibrated_a, initial_adapter
 from rootlet_server.compiler.base import freeze
-from rootlet_server.compiler.errors import CalibrationError
-from rootlet_server.compiler.feedback import calibrated_feedback, random_feedback
+from rootlet_server.compiler.errors import CalibrationError, CompileError
+from rootlet_server.compiler.feedback import CHUNK, calibrated_feedback, random_feedback
+from rootlet_server.compiler.interpret import run
 from rootlet_server.compiler.learner import Learner
 from rootlet_server.compiler.rules import RULES
 from rootlet_server.compiler.sites import find_head, find_sites
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rootlet_server.compiler.config import CompileConfig
+    from rootlet_server.compiler.trace import Program
 
 DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.uint8: "uint8"}
 EXAMPLES = 4  # enough to trace with; the batch is dynamic
@@ -52,9 +54,10 @@ def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
     Raises:
         CalibrationError: dtype, size or values that cannot calibrate.
     """
-    tensor = (
-        x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-    )
+    try:
+        tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(f"calibration_x is not an array of numbers: {error}.") from error
     if tensor.dtype == torch.float64:
         tensor = tensor.float()
     if tensor.dtype not in DTYPES:
@@ -72,6 +75,35 @@ def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
     return tensor
 
 
+def _check_outputs(program: Program, x: Tensor, config: CompileConfig) -> None:
+    """The model must run on the calibration data, and its outputs must fit the task."""
+    outputs = program.num_outputs
+    if config.task == "classification" and outputs < 2:
+        raise CompileError(
+            f"The model has {outputs} output; classification needs at least 2, one logit for each "
+            "class. Use two logits, or task='regression'."
+        )
+    if config.labels is not None and len(config.labels) != outputs:
+        raise CompileError(
+            f"labels has {len(config.labels)} names for {outputs} outputs; name each, in order."
+        )
+    try:
+        with torch.no_grad():
+            finite = [
+                run(program, program.tensors, part)[0].isfinite().all()
+                for part in torch.split(x, CHUNK)
+            ]
+    except (IndexError, RuntimeError) as error:
+        raise CalibrationError(
+            f"The model fails on calibration_x ({error}). Pass examples of the base's own data."
+        ) from error
+    if not all(finite):
+        raise CalibrationError(
+            "The model's outputs on calibration_x hold NaN or infinity. Pass examples of the data "
+            "that it was trained on."
+        )
+
+
 def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: CompileConfig) -> Built:
     """Trace, place adapters, calibrate and freeze.
 
@@ -85,6 +117,7 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     """
     x = as_calibration(calibration_x)
     program = trace(model, x[:EXAMPLES])
+    _check_outputs(program, x, config)
     head = find_head(program)
     lora = config.adapter
     sites = find_sites(program, head, x[:EXAMPLES], lora.target_modules)
