@@ -197,7 +197,8 @@ class SuperLink:
     def logs(self) -> str:
         return "\n".join(
             f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}"
-            for path in sorted(self.folder.glob("*.log"))
+            for kind in ("*.log", "*.error")
+            for path in sorted(self.folder.glob(kind))
         )
 
     def stop(self) -> None:
@@ -227,6 +228,24 @@ def open_superlink(tmp_path):
     link = SuperLink(tmp_path, secure=False)
     yield link
     link.stop()
+
+
+@pytest.fixture
+def start_supernode():
+    """Start a stock SuperNode with a registered key; it ends with its SuperLink."""
+
+    def start(superlink: SuperLink, **node_config: object) -> None:
+        key = superlink.folder / f"{time.monotonic_ns()}.key"
+        superlink.register(NodeKey.generate("P-384")).save(key)
+        config = " ".join(f"{name}={json.dumps(value)}" for name, value in node_config.items())
+        superlink.processes.start(
+            str(BIN / "flower-supernode"),
+            *("--root-certificates", str(superlink.root_certificate)),
+            *("--superlink", superlink.address, "--port", str(free_port())),
+            *("--auth-supernode-private-key", str(key), "--node-config", config),
+        )
+
+    return start
 
 
 class Adder:
@@ -325,6 +344,7 @@ def read_result():
             answers = [json.loads(line) for line in lines]
             if sum(answer["done"] for answer in answers) >= rounds:
                 return [answer for answer in answers if not answer["done"]]
+            assert not result.with_suffix(".error").exists(), logs()
             time.sleep(0.05)
         raise AssertionError(f"no result in {timeout_s} s\n{logs()}")
 

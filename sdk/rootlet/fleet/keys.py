@@ -88,7 +88,9 @@ class NodeKey:
         return key
 
     def save(self, path: Path | str) -> None:
-        """Write the private key (PKCS 8, mode 600) and, beside it, `<path>.pub` in OpenSSH format.
+        """Write the private key (mode 600) and `<path>.pub` beside it, both in OpenSSH format.
+
+        A stock `flower-supernode` reads no other format.
 
         Raises:
             FileExistsError: There is a file at `path`; keys are never overwritten.
@@ -96,7 +98,7 @@ class NodeKey:
         path = Path(path)
         content = self._private_key.private_bytes(
             serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
+            serialization.PrivateFormat.OpenSSH,
             serialization.NoEncryption(),
         )
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,16 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     config = context.run_config
-    nodes = wait_for_nodes(grid, config["nodes"], config["timeout-s"])
     result = Path(config["result"])
-    if config["mode"] == "fedavg":
-        fedavg(grid, config, result)
-    else:
-        exchange(grid, config, nodes, result)
+    try:
+        nodes = wait_for_nodes(grid, config["nodes"], config["timeout-s"])
+        if config["mode"] == "fedavg":
+            fedavg(grid, config, result)
+        else:
+            exchange(grid, config, nodes, result)
+    except Exception:
+        result.with_suffix(".error").write_text(traceback.format_exc())
+        raise
 
 
 def wait_for_nodes(grid, wanted, timeout_s):
@@ -48,8 +53,9 @@ def fedavg(grid, config, result):
     def configure_train(server_round, arrays, config, grid):
         # Flower adds its own key to the config; rootlet's contract has `round` instead.
         messages = list(configure(server_round, arrays, ConfigRecord(settings), grid))
-        for message in messages:
-            del message.content["config"]["server-round"]
+        for message in messages:  # they share one record
+            if "server-round" in message.content["config"]:
+                del message.content["config"]["server-round"]
         return messages
 
     def aggregate_train(server_round, answers):

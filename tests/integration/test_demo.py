@@ -1,0 +1,50 @@
+"""The main job, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rootlet_runtime import Bundle
+from rootlet_runtime.signing import load_public_key
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def _demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rootlet_server.cli", "demo", "--out", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def _run_folder(folder: Path) -> Path:
+    (run,) = folder.iterdir()
+    return run
+
+
+def test_demo_holds_its_claim_and_leaves_what_it_says(tmp_path: Path) -> None:
+    result = _demo(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "so it holds" in result.stdout
+    assert "an estimate" in result.stdout
+    run = _run_folder(tmp_path)
+    assert (run / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    keys = [load_public_key(run / "publisher.pub.pem")]
+    with Bundle.load(run / "digits-2.rootlet", trusted_keys=keys) as improved:
+        assert improved.manifest.version == 2
+    assert len(list(run.glob("device-*"))) == 8
+
+
+def test_demo_fails_when_accuracy_does_not_rise_enough(tmp_path: Path) -> None:
+    """The negative control: after a single round two devices have not learned enough."""
+    result = _demo(tmp_path, "--rounds", "1", "--devices", "16")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "does not hold" in result.stdout

@@ -1,0 +1,191 @@
+"""The participant with a trainer that learns by adding one: what it answers, refuses and keeps."""
+
+import types
+
+import numpy as np
+import pytest
+
+from rootlet import protocol
+from rootlet.fleet.envelope import FleetRequest
+from rootlet.fleet.objects import records_bytes
+from rootlet.participant import Participant, RoundLimits
+from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from rootlet_runtime.errors import AdapterError, NonFiniteLossError
+from rootlet_runtime.fit import FitResult
+from rootlet_runtime.trainer import EvaluateResult
+
+SHA = "cd" * 32
+X, Y = np.zeros((10, 2), np.float32), np.zeros(10, np.int64)
+COST = {"train_macs_float32": 10**6, "predict_macs_float32": 10**5, "weight_bytes": 1000}
+
+
+class AddingTrainer:
+    """`fit` adds 1 to the adapter for each epoch; the metric is the adapter's first value."""
+
+    def __init__(self, task="classification"):
+        manifest = types.SimpleNamespace(name="toy", version=2, task=task, max_batch=32, cost=COST)
+        self.bundle = types.SimpleNamespace(manifest=manifest, manifest_sha256=SHA)
+        self._adapter = {"w": np.full(3, -7, np.float32)}
+        self.fits = []
+        self.fails_with = None
+
+    @property
+    def adapter(self):
+        return {name: array.copy() for name, array in self._adapter.items()}
+
+    def load_adapter(self, arrays):
+        if {name: array.shape for name, array in arrays.items()} != {"w": (3,)}:
+            raise AdapterError("missing tensors ['w']")
+        self._adapter = {name: array.copy() for name, array in arrays.items()}
+
+    def evaluate(self, x, y):
+        value = float(self._adapter["w"][0])
+        return EvaluateResult(loss=1 - value, metric=value, examples=len(x))
+
+    def fit(self, x, y, *, epochs, progress, **options):
+        self.fits.append({"epochs": epochs, **options})
+        for done in range(epochs):
+            self._adapter = {name: array + 1 for name, array in self._adapter.items()}
+            if self.fails_with:
+                raise self.fails_with
+            if progress(None) is False:
+                return result(done + 1, len(x), stopped=True)
+        return result(epochs, len(x), stopped=False)
+
+
+def result(epochs, n, *, stopped):
+    return FitResult(
+        steps=epochs, examples=epochs * n, loss=0.5, metric=0.0, seconds=0.25,
+        stopped=stopped, resumed_from_step=0,
+    )  # fmt: skip
+
+
+class Data:
+    def __init__(self, rows=10, holdout=4):
+        self.rows, self.held_out = rows, holdout
+
+    def train(self):
+        return X[: self.rows], Y[: self.rows]
+
+    def holdout(self):
+        return None if self.held_out is None else (X[: self.held_out], Y[: self.held_out])
+
+
+def ask(kind="train", *, n_bytes=1234, records=None, **changes):
+    values = {
+        "adapter": {"w": np.zeros(3, np.float32)},
+        "bundle": "toy",
+        "bundle_version": 2,
+        "manifest_sha256": SHA,
+        "round": 1,
+    }
+    if kind == "train":
+        values |= {"epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+    request = (TrainRequest if kind == "train" else EvaluateRequest)(**(values | changes))
+    return FleetRequest(7, "1", kind, request.to_records() if records is None else records, n_bytes)
+
+
+def test_training_is_measured_before_and_after(tmp_path):
+    trainer = AddingTrainer()
+    rng = np.random.default_rng(0)
+    answer = Participant(trainer, Data(), rng=rng, checkpoint_dir=tmp_path).answer(ask())
+    reply = TrainReply.from_records(answer.records)
+    assert answer.error == ""
+    assert reply.adapter["w"].tolist() == [2.0] * 3
+    assert (reply.received, reply.trained, reply.loss) == (0.0, 2.0, 0.5)
+    assert (reply.num_examples, reply.train_s, reply.bytes_down) == (10, 0.25, 1234)
+    assert reply.bytes_up == records_bytes({"arrays": answer.records["arrays"]})
+    weights = COST["weight_bytes"] * 1300e-12 / 8
+    assert reply.energy_estimated_j == pytest.approx(
+        20 * (4.6e-12 * 10**6 + weights) + 8 * (4.6e-12 * 10**5 + weights)
+    )
+    assert trainer.adapter["w"].tolist() == [2.0] * 3  # the device keeps what it trained
+    assert trainer.fits == [
+        {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "rng": rng, "checkpoint_dir": tmp_path}
+    ]
+
+
+def test_evaluation_leaves_the_adapter_alone():
+    trainer = AddingTrainer()
+    answer = Participant(trainer, Data()).answer(
+        ask("evaluate", adapter={"w": np.full(3, 0.5, np.float32)})
+    )
+    reply = EvaluateReply.from_records(answer.records)
+    assert (reply.metric, reply.received, reply.loss, reply.num_examples) == (
+        "accuracy",
+        0.5,
+        0.5,
+        4,
+    )
+    assert trainer.adapter["w"].tolist() == [-7.0] * 3
+
+
+def test_regression_reports_errors():
+    answer = Participant(AddingTrainer("regression"), Data()).answer(ask())
+    assert {"error_received", "error_trained"} <= set(answer.records["metrics"])
+
+
+@pytest.mark.parametrize("holdout", [None, 0])
+def test_without_held_out_examples_the_training_ones_are_measured(holdout):
+    answer = Participant(AddingTrainer(), Data(holdout=holdout)).answer(ask("evaluate"))
+    assert answer.records["metrics"]["num-examples"] == 10
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "reason"),
+    [
+        (ask(manifest_sha256="00" * 32), protocol.ERROR_REFUSED, "install the same bundle"),
+        (ask("evaluate", manifest_sha256="00" * 32), protocol.ERROR_REFUSED, "same bundle"),
+        (ask(epochs=21), protocol.ERROR_REFUSED, "epochs is 21; this device accepts at most 20"),
+        (ask(batch_size=33), protocol.ERROR_REFUSED, "batch_size is 33"),
+        (ask(learning_rate=11.0), protocol.ERROR_REFUSED, "learning_rate is 11"),
+        (ask(adapter={"v": np.zeros(3, np.float32)}), protocol.ERROR_REFUSED, "missing tensors"),
+        (ask(records={}), protocol.ERROR_MALFORMED, "missing"),
+        (FleetRequest(7, "1", "query", {}, 0), protocol.ERROR_REFUSED, "'query' is unknown"),
+    ],
+)
+def test_refusals_say_why_and_keep_the_adapter(request_, code, reason):
+    trainer = AddingTrainer()
+    answer = Participant(trainer, Data()).answer(request_)
+    assert (answer.records, answer.code) == ({}, code)
+    assert reason in answer.error
+    assert trainer.adapter["w"].tolist() == [-7.0] * 3
+    assert trainer.fits == []
+
+
+def test_limits_can_be_set():
+    limits = RoundLimits(epochs=1, learning_rate=0.01)
+    participant = Participant(AddingTrainer(), Data(), limits=limits)
+    assert "epochs is 2" in participant.answer(ask()).error
+    assert "learning_rate is 0.1" in participant.answer(ask(epochs=1)).error
+    with pytest.raises(ValueError, match="epochs >= 1"):
+        RoundLimits(epochs=0)
+    with pytest.raises(ValueError, match="learning_rate > 0"):
+        RoundLimits(learning_rate=float("nan"))
+
+
+@pytest.mark.parametrize("error", [NonFiniteLossError("loss is nan"), ZeroDivisionError("bug")])
+def test_a_failing_training_is_answered_and_undone(error):
+    trainer = AddingTrainer()
+    trainer.fails_with = error
+    participant = Participant(trainer, Data())
+    answer = participant.answer(ask())
+    assert (answer.code, answer.error) == (
+        protocol.ERROR_FAILED,
+        f"{type(error).__name__}: {error}",
+    )
+    assert trainer.adapter["w"].tolist() == [-7.0] * 3
+    trainer.fails_with = None
+    assert participant.answer(ask()).error == ""  # the device lives on
+
+
+def test_a_device_without_examples_says_so():
+    answer = Participant(AddingTrainer(), Data(rows=0)).answer(ask())
+    assert answer.code == protocol.ERROR_FAILED
+    assert "no examples yet" in answer.error
+
+
+def test_an_interrupted_training_has_no_answer_and_is_undone():
+    trainer = AddingTrainer()
+    assert Participant(trainer, Data()).answer(ask(), should_stop=lambda: True) is None
+    assert trainer.adapter["w"].tolist() == [-7.0] * 3
