@@ -7,24 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
-from flwr.clientapp import ClientApp
 
 from rootlet.fleet import records as fleet
 from rootlet.fleet.envelope import FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.participant import DEFAULT_LIMITS, DataSource, Participant, RoundLimits
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.errors import MissingExtraError
 from rootlet_runtime.trainer import Trainer
+
+try:
+    from flwr.app import (
+        Array,
+        ArrayRecord,
+        ConfigRecord,
+        Context,
+        Error,
+        Message,
+        MetricRecord,
+        RecordDict,
+    )
+    from flwr.clientapp import ClientApp
+except ImportError as error:
+    raise MissingExtraError(
+        f"rootlet.flower needs flwr, which cannot be imported ({error}); run: "
+        'pip install "rootlet[server]"'
+    ) from error
 
 
 def client_app(
