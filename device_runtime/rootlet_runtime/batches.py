@@ -70,6 +70,8 @@ def gather(x: AnyArray, y: AnyArray, rows: npt.NDArray[np.int64], size: int) -> 
 
 def pad_rows(rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     """``rows``, then its first one until there are ``size``."""
+    if len(rows) == size:
+        return rows
     return np.concatenate([rows, np.full(size - len(rows), rows[0])])
 
 

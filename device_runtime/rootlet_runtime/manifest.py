@@ -21,8 +21,6 @@ BASE_FILE = "base.bin"
 ADAPTER_FILE = "adapter.safetensors"
 CONTENT_FILES = (*(f"{role}.onnx" for role in ROLES), ADAPTER_FILE, BASE_FILE)
 INPUT_DTYPES = ("float32", "int64", "uint8")
-PUBLIC_KEY_BYTES = 32
-MAX_NAME_LENGTH = 256
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
