@@ -44,7 +44,7 @@ def test_demo_holds_its_claim_and_leaves_what_it_says(tmp_path: Path) -> None:
 
 
 def test_demo_fails_when_accuracy_does_not_rise_enough(tmp_path: Path) -> None:
-    """The negative control: after a single round two devices have not learned enough."""
-    result = _demo(tmp_path, "--rounds", "1", "--devices", "16")
+    """The negative control: after a single round twelve devices have not learned enough."""
+    result = _demo(tmp_path, "--rounds", "1", "--devices", "12")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "does not hold" in result.stdout
