@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from rootlet.errors import ProtocolError, RecordError
+from rootlet.fleet.decode import decode_message
 from rootlet.fleet.envelope import Answer, Envelope, open_envelope, seal_reply
 from rootlet.fleet.messages import MESSAGES
 from rootlet.fleet.npy import ALLOWED_DTYPES, from_npy, to_npy
@@ -27,7 +28,6 @@ from rootlet.fleet.objects import (
     ObjectSet,
     add_record,
     check_object,
-    decode_message,
     encode_message,
     records_bytes,
     tree_ids,

@@ -15,16 +15,19 @@ from rootlet.errors import (
     RunEndedError,
     ServerRefusedError,
 )
+from rootlet.fleet import patience
 from rootlet.fleet import session as session_module
 from rootlet.fleet.connection import FleetConnection
+from rootlet.fleet.decode import decode_message
 from rootlet.fleet.envelope import Answer
 from rootlet.fleet.events import EventKind
 from rootlet.fleet.keys import NodeKey
 from rootlet.fleet.mailbox import Mailbox, Stage
 from rootlet.fleet.messages import MESSAGES
-from rootlet.fleet.objects import ObjectSet, decode_message, encode_message
+from rootlet.fleet.objects import ObjectSet, encode_message
+from rootlet.fleet.patience import PollPolicy
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord
-from rootlet.fleet.session import FleetSession, PollPolicy
+from rootlet.fleet.session import FleetSession
 from rootlet.protocol import ERROR_MALFORMED
 
 KEY = NodeKey.generate()
@@ -229,7 +232,7 @@ def link():
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
     monkeypatch.setattr(session_module, "LINGER_POLL_S", 0.01)
-    monkeypatch.setattr(session_module, "RECONNECT_MAX_S", 0.01)
+    monkeypatch.setattr(patience, "RECONNECT_MAX_S", 0.01)
 
 
 def doubled(got):
@@ -276,7 +279,18 @@ def test_leaving_does_not_wait_longer_than_the_linger(link):
     runner.wait_for(EventKind.PUSHED)
     runner.stop()
     assert runner.kinds()[-2:] == [EventKind.DROPPED, EventKind.DEACTIVATED]
-    assert "1 replies unread" in runner.events[-2].detail
+    assert "1 replies may be lost: nobody read them" in runner.events[-2].detail
+
+
+def test_leaving_does_not_wait_for_a_server_that_is_gone(link):
+    runner = Runner(link, linger_s=60.0)
+    link.ask()
+    runner.wait_for(EventKind.PUSHED)
+    for call in ("pull-object", "deactivate-node", "pull-messages"):
+        link.failures[call] = [ConnectionFailedError("gone")] * 1000
+    runner.stop()
+    assert "the server is gone" in runner.events[-2].detail
+    assert "without telling the server" in runner.events[-1].detail
 
 
 @pytest.mark.parametrize(

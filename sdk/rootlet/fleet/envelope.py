@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rootlet.errors import ProtocolError
+from rootlet.fleet.decode import decode_message
 from rootlet.fleet.messages import MESSAGES
-from rootlet.fleet.objects import DEFAULT_LIMITS, Limits, decode_message, encode_message, tree_ids
+from rootlet.fleet.objects import DEFAULT_LIMITS, Limits, encode_message, tree_ids
 from rootlet.fleet.records import Records
 
 

@@ -7,7 +7,6 @@ on and may be repeated, after a lost connection as well as after a restart.
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -26,6 +25,7 @@ from rootlet.fleet.envelope import Answer, Envelope, FleetRequest, SealedReply, 
 from rootlet.fleet.events import EventKind, FleetEvent
 from rootlet.fleet.heartbeat import Heartbeat
 from rootlet.fleet.mailbox import Mailbox, Stage
+from rootlet.fleet.patience import DEFAULT_POLLING, Outage, PollPolicy
 from rootlet.protocol import ERROR_MALFORMED
 
 LINGER_S = 60.0
@@ -33,7 +33,9 @@ LINGER_S = 60.0
 looks every 3 s."""
 
 LINGER_POLL_S = 0.5
-RECONNECT_MAX_S = 30.0
+LINGER_FAILURES = 10
+"""Unanswered looks after which a leaving device takes the server for gone."""
+
 REMEMBERED_REPLIES = 8
 
 
@@ -42,35 +44,6 @@ class Participant(Protocol):
 
     def answer(self, request: FleetRequest, *, should_stop: Callable[[], bool]) -> Answer | None:
         """Return the answer; None where `should_stop` interrupted the work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PollPolicy:
-    """How often to ask for work: `wait = clamp(fraction * idle time, min_s, max_s)`.
-
-    The wait costs a federation at most `fraction` of the time it let the device wait, and an idle
-    device asks every `max_s` only.
-
-    Attributes:
-        fraction: Share of the time since the last message (or since going online).
-        min_s: Shortest wait, in seconds.
-        max_s: Longest wait, in seconds.
-    """
-
-    fraction: float = 0.05
-    min_s: float = 0.2
-    max_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not (0 < self.fraction <= 1 and 0 < self.min_s <= self.max_s):
-            raise ValueError(f"{self}: 0 < fraction <= 1 and 0 < min_s <= max_s are needed")
-
-    def wait_s(self, idle_s: float) -> float:
-        """Return the wait before the next question, in seconds."""
-        return min(self.max_s, max(self.min_s, self.fraction * idle_s))
-
-
-DEFAULT_POLLING = PollPolicy()
 
 
 class FleetSession:
@@ -148,7 +121,7 @@ class FleetSession:
         public_key = connection.node_key.public_pem
         known = self._mailbox.node_id(connection.address, public_key)
         deadline = time.monotonic() + self._activation_wait_s
-        outage = _Outage(self._emit)
+        outage = Outage(self._emit)
         while not stop.is_set():
             try:
                 if known and connection.resume(known):
@@ -187,20 +160,27 @@ class FleetSession:
 
     def _linger(self) -> None:
         """Stay until the server has read the replies."""
-        deadline = time.monotonic() + self._linger_s
-        waiting = list(self._pushed)
-        if not waiting:
+        if not self._pushed:
             return
-        while waiting and time.monotonic() < deadline:
+        before = time.monotonic()
+        waiting, failures = list(self._pushed), 0
+        while waiting and failures < LINGER_FAILURES:
             try:
                 waiting = [reply for reply in waiting if not self._connection.taken(reply)]
+                failures = 0
             except FleetError as error:
-                if not error.retryable:
-                    break
+                failures = failures + 1 if error.retryable else LINGER_FAILURES
+            if time.monotonic() - before >= self._linger_s:
+                break
             if waiting:
                 time.sleep(LINGER_POLL_S)
+        waited_s = time.monotonic() - before
         if waiting:
-            self._emit(EventKind.DROPPED, f"{len(waiting)} replies unread after the linger")
+            reason = "the server is gone" if failures else "nobody read them"
+            self._emit(
+                EventKind.DROPPED,
+                f"{len(waiting)} replies may be lost: {reason} in {waited_s:.0f} s",
+            )
         else:
             self._emit(EventKind.TAKEN)
 
@@ -208,7 +188,7 @@ class FleetSession:
 
     def _serve(self, stop: Event, heartbeat: Heartbeat) -> None:
         """Move messages on until `stop` is set or the server forgets the node."""
-        outage = _Outage(self._emit)
+        outage = Outage(self._emit)
         last_message = time.monotonic()
         if self._mailbox.stage is not Stage.EMPTY:
             self._emit(EventKind.RECOVERED, f"at stage {self._mailbox.stage.name}")
@@ -298,24 +278,3 @@ class FleetSession:
             f"{'behind' if offset_s > 0 else 'ahead'}; signatures use the server's time, but "
             "please set the clock",
         )
-
-
-class _Outage:
-    """A connection that fails: reported once, waited out ever longer."""
-
-    def __init__(self, emit: Callable[[EventKind, str], object]) -> None:
-        self._emit = emit
-        self._wait_s = 0.0
-
-    def wait(self, stop: Event, error: ConnectionFailedError) -> None:
-        """Wait before the next attempt."""
-        if not self._wait_s:
-            self._emit(EventKind.CONNECTION_LOST, str(error))
-        self._wait_s = min(RECONNECT_MAX_S, 2 * self._wait_s or 1.0)
-        stop.wait(self._wait_s)
-
-    def over(self) -> None:
-        """Note that the server answers."""
-        if self._wait_s:
-            self._wait_s = 0.0
-            self._emit(EventKind.CONNECTION_RESTORED, "")

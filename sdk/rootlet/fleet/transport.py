@@ -14,7 +14,6 @@ import base64
 import contextlib
 import email.utils
 import http.client
-import ipaddress
 import secrets
 import ssl
 import threading
@@ -24,17 +23,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from rootlet.errors import (
     AuthenticationError,
     ConnectionFailedError,
     FleetError,
-    InsecureAddressError,
     ProtocolError,
     ServerBusyError,
 )
 from rootlet.fleet.clock import ServerClock
+from rootlet.fleet.endpoint import Endpoint
 from rootlet.fleet.keys import NodeKey
 from rootlet.fleet.refusals import refusal
 
@@ -85,52 +83,6 @@ class RetryPolicy:
 
 DEFAULT_RETRY = RetryPolicy()
 _RANDOM = secrets.SystemRandom()
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a SuperLink listens."""
-
-    host: str
-    port: int
-    tls: bool
-
-    @classmethod
-    def parse(cls, address: str, *, with_certificate: bool) -> "Endpoint":
-        """Read `host:port`, with or without `https://` or `http://`.
-
-        Without a scheme, TLS is used unless the host is this machine and no certificate is given.
-
-        Raises:
-            InsecureAddressError: Plain HTTP to another machine.
-            ValueError: Not an address.
-        """
-        scheme, rest = address.split("://", 1) if "://" in address else ("", address)
-        parts = urlsplit(f"//{rest}")
-        if scheme not in {"", "http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
-            raise ValueError(f"address {address!r} is not host:port, https://host:port or http://…")
-        loopback = _is_loopback(parts.hostname)
-        tls = scheme == "https" or (not scheme and (with_certificate or not loopback))
-        if not tls and not loopback:
-            raise InsecureAddressError(
-                f"plain HTTP to {parts.hostname} would let anybody read and replay what this "
-                "device sends; use https:// and the server's root certificate (http:// works to "
-                "this machine only)"
-            )
-        if not tls and with_certificate:
-            raise InsecureAddressError(
-                f"{address!r} asks for plain HTTP although a root certificate is given; use https://"
-            )
-        if parts.port is None:
-            raise ValueError(f"address {address!r} names no port; Flower's default is 8000")
-        return cls(parts.hostname, parts.port, tls)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass
