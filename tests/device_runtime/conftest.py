@@ -85,17 +85,29 @@ def forward(g: GraphWriter) -> tuple[str, str]:
     return h, g("Gemm", h, "adapter/head.weight", "adapter/head.bias", transB=1)
 
 
-def loss_sums(g: GraphWriter, logits: str, names: tuple[str, str, str]) -> str:
-    """Weighted sums of loss, accuracy and weight; returns the one-hot labels."""
-    axis = g.constant([1], np.int64)
-    values = g.constant([0, 1])
-    onehot = g("OneHot", "y", g.constant(K, np.int64), values)
-    losses = g("Neg", g("ReduceSum", g("Mul", g("LogSoftmax", logits), onehot), axis, keepdims=0))
-    right = g("Equal", g("ArgMax", logits, axis=1, keepdims=0), "y")
-    g("ReduceSum", g("Mul", losses, "w"), keepdims=0, out=names[0])
-    g("ReduceSum", g("Mul", g("Cast", right, to=FLOAT), "w"), keepdims=0, out=names[1])
-    g("ReduceSum", "w", keepdims=0, out=names[2])
-    return onehot
+def cross_entropy(g: GraphWriter, z: str) -> tuple[str, str, str]:
+    """Loss and accuracy of each example, and the loss's derivative by z."""
+    onehot = g("OneHot", "y", g.constant(K, np.int64), g.constant([0, 1]))
+    chosen = g("Mul", g("LogSoftmax", z), onehot)
+    loss = g("Neg", g("ReduceSum", chosen, g.constant([1], np.int64), keepdims=0))
+    right = g("Cast", g("Equal", g("ArgMax", z, axis=1, keepdims=0), "y"), to=FLOAT)
+    return loss, right, g("Sub", g("Softmax", z), onehot)
+
+
+def squared_error(g: GraphWriter, z: str) -> tuple[str, str, str]:
+    """Mean squared error of each example, twice, and its derivative by z."""
+    error = g("Sub", z, "y")
+    loss = g("ReduceMean", g("Mul", error, error), g.constant([1], np.int64), keepdims=0)
+    return loss, loss, g("Mul", error, g.constant(2 / K))
+
+
+def weighted_sums(g: GraphWriter, z: str, task: str) -> str:
+    """Writes the outputs of ``evaluate``; returns the derivative by z."""
+    loss, metric, derivative = (cross_entropy if task == "classification" else squared_error)(g, z)
+    g("ReduceSum", g("Mul", loss, "w"), keepdims=0, out="loss_sum")
+    g("ReduceSum", g("Mul", metric, "w"), keepdims=0, out="metric_sum")
+    g("ReduceSum", "w", keepdims=0, out="weight_sum")
+    return derivative
 
 
 def sgd(g: GraphWriter, name: str, gradient: str) -> None:
@@ -116,8 +128,9 @@ def adam(g: GraphWriter, name: str, gradient: str) -> None:
     g("Sub", f"adapter/{name}", update, out=f"next/adapter/{name}")
 
 
-def graphs(optimizer: str) -> tuple[dict[str, bytes], dict[str, GraphSpec]]:
-    x, y, w = (FLOAT, ["B", D]), (INT64, ["B"]), (FLOAT, ["B"])
+def graphs(optimizer: str, task: str) -> tuple[dict[str, bytes], dict[str, GraphSpec]]:
+    x, w = (FLOAT, ["B", D]), (FLOAT, ["B"])
+    y = (INT64, ["B"]) if task == "classification" else (FLOAT, ["B", K])
     head = {f"adapter/{name}": (FLOAT, shape) for name, shape in HEAD.items()}
     slots = ("m", "v") if optimizer == "adam" else ()
     state = {f"optimizer/{s}/{n}": (FLOAT, shape) for s in slots for n, shape in HEAD.items()}
@@ -125,19 +138,20 @@ def graphs(optimizer: str) -> tuple[dict[str, bytes], dict[str, GraphSpec]]:
 
     train = GraphWriter()
     h, logits = forward(train)
-    onehot = loss_sums(train, logits, ("loss_sum", "metric_sum", "weight_sum"))
+    derivative = weighted_sums(train, logits, task)
     train("Div", "loss_sum", "weight_sum", out="loss")
     train("Div", "metric_sum", "weight_sum", out="metric")
     share = train("Unsqueeze", train("Div", "w", "weight_sum"), train.constant([1], np.int64))
-    error = train("Mul", train("Sub", train("Softmax", logits), onehot), share)
+    error = train("Mul", derivative, share)
     rule = adam if optimizer == "adam" else sgd
     rule(train, "head.weight", train("Gemm", error, h, transA=1))
     rule(train, "head.bias", train("ReduceSum", error, train.constant([0], np.int64), keepdims=0))
 
     evaluate = GraphWriter()
-    loss_sums(evaluate, forward(evaluate)[1], ("loss_sum", "metric_sum", "weight_sum"))
+    weighted_sums(evaluate, forward(evaluate)[1], task)
     predict = GraphWriter()
-    predict("Softmax", forward(predict)[1], out="output")
+    last = "Softmax" if task == "classification" else "Identity"
+    predict(last, forward(predict)[1], out="output")
 
     step = {"step": scalar} if optimizer == "adam" else {}
     rate = {"learning_rate": scalar} | step
@@ -163,9 +177,10 @@ def graphs(optimizer: str) -> tuple[dict[str, bytes], dict[str, GraphSpec]]:
     return files, specs
 
 
-def make_files(optimizer: str) -> tuple[Manifest, dict[str, bytes]]:
+def make_files(optimizer: str, task: str = "classification") -> tuple[Manifest, dict[str, bytes]]:
     rng = np.random.default_rng(7)
-    models, specs = graphs(optimizer)
+    models, specs = graphs(optimizer, task)
+    classes = task == "classification"
     head = {n: rng.normal(0, 0.1, s).astype(np.float32) for n, s in HEAD.items()}
     slots = ("m", "v") if optimizer == "adam" else ()
     manifest = Manifest(
@@ -173,7 +188,7 @@ def make_files(optimizer: str) -> tuple[Manifest, dict[str, bytes]]:
         version=3,
         created_at="2026-11-01T00:00:00Z",
         expires_at="2036-11-01T00:00:00Z",
-        task="classification",
+        task=task,
         rule="backprop",
         adapter_kind="lora",
         rank=0,
@@ -182,9 +197,13 @@ def make_files(optimizer: str) -> tuple[Manifest, dict[str, bytes]]:
         optimizer=optimizer,
         max_batch=32,
         x=TensorSpec(name="x", dtype="float32", shape=(None, D)),
-        y=TensorSpec(name="y", dtype="int64", shape=(None,)),
+        y=TensorSpec(
+            name="y",
+            dtype="int64" if classes else "float32",
+            shape=(None,) if classes else (None, K),
+        ),
         num_outputs=K,
-        labels=("a", "b", "c"),
+        labels=("a", "b", "c") if classes else None,
         adapter=tuple(TensorSpec(name=n, dtype="float32", shape=s) for n, s in HEAD.items()),
         optimizer_state=tuple(
             TensorSpec(name=f"{slot}/{n}", dtype="float32", shape=s)
@@ -210,8 +229,8 @@ def key() -> Ed25519PrivateKey:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Callable[[str], tuple[Manifest, dict[str, bytes]]]:
-    """``tiny(optimizer)``: the manifest and files of the small bundle."""
+def tiny() -> Callable[..., tuple[Manifest, dict[str, bytes]]]:
+    """``tiny(optimizer, task)``: the manifest and files of the small bundle."""
     return make_files
 
 
@@ -222,7 +241,8 @@ def bundle_paths(
     folder = tmp_path_factory.mktemp("bundles")
     for optimizer in ("sgd", "adam"):
         write_bundle(folder / f"{optimizer}.rootlet", *make_files(optimizer), key)
-    return {optimizer: folder / f"{optimizer}.rootlet" for optimizer in ("sgd", "adam")}
+    write_bundle(folder / "regression.rootlet", *make_files("sgd", "regression"), key)
+    return {name: folder / f"{name}.rootlet" for name in ("sgd", "adam", "regression")}
 
 
 @pytest.fixture(params=["sgd", "adam"])

@@ -1,10 +1,12 @@
 """The numerics ladder: a step by hand in float64, then whole runs, then what must not matter."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rootlet_runtime import Bundle, Trainer
 from rootlet_runtime.batches import Schedule, draw_seed
@@ -181,6 +183,30 @@ def test_the_optimiser_goes_on_between_fits_and_starts_anew_with_an_adapter(
     fit(anew)
     same = (going_on.adapter["head.weight"] == anew.adapter["head.weight"]).all()
     assert same == (bundle.manifest.optimizer == "sgd")
+
+
+def test_regression_equals_float64(
+    bundle_paths: dict[str, Path], key: Ed25519PrivateKey, examples: tuple[Any, Any]
+) -> None:
+    """L = mean over examples and outputs of (z - y)^2, one step on all of them, by hand."""
+    x_BD = examples[0][:16].astype(np.float64)
+    y_BK = np.random.default_rng(4).normal(size=(16, 3))
+    with Bundle.load(bundle_paths["regression"], trusted_keys=[key.public_key()]) as bundle:
+        trainer, reference = Trainer(bundle), Reference(bundle)
+        h_BF = np.tanh(x_BD @ reference.P)
+
+        def outputs() -> Floats:
+            return h_BF @ reference.adapter["head.weight"].T + reference.adapter["head.bias"]
+
+        error_BK = outputs() - y_BK
+        rng = np.random.default_rng(0)
+        result = trainer.fit(x_BD, y_BK, epochs=1, batch_size=16, learning_rate=0.1, rng=rng)
+        scaled_BK = 2 * error_BK / error_BK.size
+        reference.sgd({"head.weight": scaled_BK.T @ h_BF, "head.bias": scaled_BK.sum(0)}, 0.1)
+        assert result.loss == result.metric == pytest.approx((error_BK**2).mean(), rel=2e-6)
+        np.testing.assert_allclose(trainer.predict(x_BD), outputs(), rtol=1e-5, atol=2e-6)
+        found = trainer.evaluate(x_BD, y_BK)
+        assert found.metric == pytest.approx(((outputs() - y_BK) ** 2).mean(), rel=2e-6)
 
 
 @pytest.fixture
