@@ -120,9 +120,9 @@ def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> in
     with _interruptions(visit.over):
         client.join(arguments.superlink, arguments.root_certificate, node_key)
         visit.wait()
-        client.leave(LEAVE_TIMEOUT_S)
+        has_left = client.leave(LEAVE_TIMEOUT_S)
     log.ended(client.status)
-    return EXIT_FAILED if client.status.state is DeviceState.FAILED else EXIT_OK
+    return EXIT_OK if has_left and client.status.state is DeviceState.IDLE else EXIT_FAILED
 
 
 class _Visit:

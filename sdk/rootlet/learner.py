@@ -106,8 +106,12 @@ class Learner:
         self.trainer.restore(self._folder)
 
     def release(self) -> None:
-        """Frees the memory of the training graphs until they are needed again."""
-        self.trainer.release()
+        """Frees the memory of the training graphs until they are needed, unless they are now."""
+        if self.busy.acquire(blocking=False):
+            try:
+                self.trainer.release()
+            finally:
+                self.busy.release()
 
     def _publish(self) -> None:
         adapter = self.trainer.adapter

@@ -165,6 +165,7 @@ class Membership:
         finally:
             stop.set()
             watch.result()
+            self._means.learner.release()  # a device that waits holds no training graph
 
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(_TICK_S):

@@ -215,6 +215,8 @@ def test_an_idle_session_ends_when_the_policy_turns_and_another_begins_later(
     first = online(session, client)
     conditions.unplug()
     assert first.ended.wait(WAIT_S)
+    eventually(lambda: client.status.state == "waiting")
+    assert not client._learner.trainer._engine._engine._sessions  # its graphs hold no memory
     conditions.plug()
     online(session, client, 2)
 
