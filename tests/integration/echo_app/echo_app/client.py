@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from flwr.clientapp import ClientApp
+
 from rootlet.data import ArrayData
 from rootlet.flower import client_app
 from rootlet_runtime.bundle import Bundle
