@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
 from rootlet_runtime import signing
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 
 @dataclass(frozen=True)
 class BundleOnDisk:
-    """A compiled bundle with its keys and data that it can learn from (x float32 [n, 64], y int64 [n])."""
+    """A compiled bundle, its keys, and data to learn from: x float32 [n, 64], y int64 [n]."""
 
     path: Path
     signing_key: Ed25519PrivateKey
@@ -41,6 +45,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
     """An MLP trained on upright digits; x and y are digits lying on their side."""
     import torch
+
     from rootlet_server.compiler import CompileConfig, compile_bundle
 
     x, y = _digits()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rootlet_runtime import Bundle
 from rootlet_runtime.signing import load_public_key
 

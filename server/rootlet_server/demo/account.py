@@ -76,8 +76,8 @@ def tell(
     console.print(
         f"\n[bold]What happened[/]\n"
         f"The base learned upright digits and gets {upright:.0%} of new ones right. "
-        f"{config.devices} devices hold digits turned by {angles[0]:.0f} to {angles[-1]:.0f} degrees, "
-        f"each by its own angle; of those it gets {outcome.before:.0%}. "
+        f"{config.devices} devices hold digits turned by {angles[0]:.0f} to {angles[-1]:.0f} "
+        f"degrees, each by its own angle; of those it gets {outcome.before:.0%}. "
         f"Each device, a process without torch, trained {learned:,} adapter values on its own "
         f"digits by {rule}, with the base in int8 on ONNX Runtime, and sent the adapter alone: "
         f"{down:.1f} MB came down and {up:.1f} MB went up in all, and no digit among them. "

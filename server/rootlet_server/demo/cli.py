@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
-Eight device processes learn together on real data, offline, in under two minutes: a base is trained,
-compiled into a signed bundle, federated over a real Flower SuperLink, and the demo checks its own
-claim (exit code 1 if accuracy did not rise as stated)."""
+Eight device processes learn together on real data, offline, in under two minutes: a base is
+trained, compiled into a signed bundle and federated over a real Flower SuperLink, and the demo
+checks its own claim (exit code 1 if accuracy did not rise as stated)."""
 
 
 def add_demo_parser(commands: argparse._SubParsersAction[Any]) -> None:

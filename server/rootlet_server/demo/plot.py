@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
-def plot_accuracy(path: Path, by_node: Mapping[int, Sequence[tuple[int, float]]], margin: float) -> None:
+def plot_accuracy(
+    path: Path, by_node: Mapping[int, Sequence[tuple[int, float]]], margin: float
+) -> None:
     """One thin line a device, one thick line for their mean.
 
     Args:
@@ -31,12 +34,14 @@ def plot_accuracy(path: Path, by_node: Mapping[int, Sequence[tuple[int, float]]]
         for point, accuracy in curve:
             points.setdefault(point, []).append(accuracy)
     mean = {point: sum(values) / len(values) for point, values in sorted(points.items())}
-    axes.plot(list(mean), list(mean.values()), color="tab:blue", linewidth=3, marker="o", label="mean")
+    axes.plot(
+        list(mean), list(mean.values()), color="tab:blue", linewidth=3, marker="o", label="mean"
+    )
     claimed = mean[min(mean)] + margin
     axes.axhline(claimed, color="tab:gray", linestyle=":", label=f"claim: at least {claimed:.0%}")
     axes.set(xlabel="rounds", ylabel="accuracy on held-out turned digits", ylim=(0, 1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     axes.set_title("Devices learn together; no digit leaves its device")

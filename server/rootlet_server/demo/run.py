@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+
 def run_demo(config: DemoConfig, console: Console) -> Outcome:
     """Train a base, compile it, federate it over real processes, and check the claim."""
     start = time.monotonic()
