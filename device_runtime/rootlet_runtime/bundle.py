@@ -178,8 +178,9 @@ class Bundle:
 
     def _check_graphs(self) -> None:
         base_bytes = len(self.entry(BASE_FILE))
+        inputs = self.manifest.inputs
         for role, spec in self.manifest.graphs.items():
-            self.summaries[role] = check_graph(self.entry(spec.file), spec, base_bytes)
+            self.summaries[role] = check_graph(self.entry(spec.file), spec, inputs, base_bytes)
 
     def _read_adapter(self) -> Arrays:
         try:

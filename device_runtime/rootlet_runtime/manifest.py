@@ -158,6 +158,18 @@ class Manifest:
         """The expiry as a time, if there is one."""
         return None if self.expires_at is None else _time("expires_at", self.expires_at)
 
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What each input of the graphs is, by its name there."""
+        named = {f"adapter/{spec.name}": spec for spec in self.adapter}
+        named |= {f"optimizer/{spec.name}": spec for spec in self.optimizer_state}
+        weights = TensorSpec(name="w", dtype="float32", shape=(None,))
+        scalars = {
+            name: TensorSpec(name=name, dtype="float32", shape=())
+            for name in ("learning_rate", "step")
+        }
+        return {"x": self.x, "y": self.y, "w": weights} | scalars | named
+
     def _check_identity(self) -> None:
         _match(_SLUG, "name", self.name)
         _bounded("version", self.version, 1, 2**63 - 1)

@@ -6,6 +6,9 @@ sparse initialisers, subgraphs, strings as tensors, references to function attri
 
 from rootlet_runtime.wire import FIXED32, VARINT, Field, Table
 
+# ONNX's data types (TensorProto.DataType) of the tensors that a manifest describes.
+DATA_TYPES = {"float32": 1, "uint8": 2, "int64": 7}
+
 # Bytes per element of the ONNX data types that a graph may store (TensorProto.DataType).
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
 
@@ -67,6 +70,10 @@ TENSOR: Table = {
     16: Field("metadata_props", repeated=True),
 }
 ENTRY: Table = {1: Field("key"), 2: Field("value")}
+TYPE: Table = {1: Field("tensor_type"), 6: Field("denotation")}
+TENSOR_TYPE: Table = {1: Field("elem_type", VARINT), 2: Field("shape")}
+SHAPE: Table = {1: Field("dim", repeated=True)}
+DIMENSION: Table = {1: Field("dim_value", VARINT), 2: Field("dim_param"), 3: Field("denotation")}
 VALUE: Table = {
     1: Field("name"),
     2: Field("type"),

@@ -8,12 +8,12 @@ gives the result that its shapes say.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rootlet_runtime import onnx_tables, wire
 from rootlet_runtime.errors import OperatorError
-from rootlet_runtime.manifest import BASE_FILE, GraphSpec
+from rootlet_runtime.manifest import BASE_FILE, GraphSpec, TensorSpec
 
 MIN_OPSET, MAX_OPSET = 17, 24
 MIN_IR, MAX_IR = 8, 13
@@ -62,12 +62,15 @@ class GraphSummary:
     external: tuple[ExternalTensor, ...]
 
 
-def check_graph(model: memoryview, spec: GraphSpec, base_bytes: int) -> GraphSummary:
+def check_graph(
+    model: memoryview, spec: GraphSpec, inputs: Mapping[str, TensorSpec], base_bytes: int
+) -> GraphSummary:
     """Walks a ``ModelProto``.
 
     Args:
         model: the bytes of the graph's file.
         spec: what the manifest says of it.
+        inputs: what the manifest says of each input, by name.
         base_bytes: the size of ``base.bin``.
 
     Raises:
@@ -75,7 +78,7 @@ def check_graph(model: memoryview, spec: GraphSpec, base_bytes: int) -> GraphSum
     """
     try:
         graph = _check_model(model)
-        return _check_graph(graph, spec, base_bytes)
+        return _check_graph(graph, spec, inputs, base_bytes)
     except (wire.WireError, OperatorError) as error:
         raise OperatorError(f"{spec.file}: {error}") from error
 
@@ -107,10 +110,12 @@ def _opset(message: memoryview) -> int:
     return wire.integer(fields.get("version", 0))
 
 
-def _check_graph(graph: memoryview, spec: GraphSpec, base_bytes: int) -> GraphSummary:
+def _check_graph(
+    graph: memoryview, spec: GraphSpec, inputs: Mapping[str, TensorSpec], base_bytes: int
+) -> GraphSummary:
     operators: set[str] = set()
     external: list[ExternalTensor] = []
-    ends: dict[str, list[str]] = {"input": [], "output": []}
+    ends: dict[str, list[tuple[str, memoryview]]] = {"input": [], "output": []}
     nodes = 0
     for name, value in wire.read(graph, onnx_tables.GRAPH, "graph"):
         if not isinstance(value, memoryview):
@@ -121,16 +126,48 @@ def _check_graph(graph: memoryview, spec: GraphSpec, base_bytes: int) -> GraphSu
         elif name == "initializer":
             external.extend(_check_tensor(value, base_bytes))
         elif name in ends:
-            fields = dict(wire.read(value, onnx_tables.VALUE, name))
-            ends[name].append(wire.text(fields.get("name", memoryview(b"")), name))
+            ends[name].append(_named_type(value, name))
     if nodes > MAX_NODES:
         raise OperatorError(f"{nodes} nodes; the limit is {MAX_NODES}")
     for name, declared in (("input", spec.inputs), ("output", spec.outputs)):
-        if tuple(ends[name]) != declared:
+        found = [end for end, _ in ends[name]]
+        if tuple(found) != declared:
             raise OperatorError(
-                f"its {name}s are {ends[name]}, but the manifest declares {list(declared)}"
+                f"its {name}s are {found}, but the manifest declares {list(declared)}"
             )
+    for name, tensor_type in ends["input"]:
+        _check_type(name, tensor_type, inputs[name])
     return GraphSummary(frozenset(operators), tuple(external))
+
+
+def _named_type(value: memoryview, kind: str) -> tuple[str, memoryview]:
+    name, tensor_type = "", memoryview(b"")
+    for key, field in wire.read(value, onnx_tables.VALUE, kind):
+        if key == "name":
+            name = wire.text(field, kind)
+        elif key == "type" and isinstance(field, memoryview):
+            types = dict(wire.read(field, onnx_tables.TYPE, kind))
+            tensor_type = _message(types.get("tensor_type"))
+    return name, tensor_type
+
+
+def _check_type(name: str, tensor_type: memoryview, spec: TensorSpec) -> None:
+    """The input's data type and shape are the manifest's; ``None`` there is open here."""
+    fields = dict(wire.read(tensor_type, onnx_tables.TENSOR_TYPE, name))
+    data_type = wire.integer(fields.get("elem_type", 0))
+    shape: list[int | None] = []
+    for _, dimension in wire.read(_message(fields.get("shape")), onnx_tables.SHAPE, name):
+        size = dict(wire.read(_message(dimension), onnx_tables.DIMENSION, name)).get("dim_value")
+        shape.append(None if size is None else wire.integer(size))
+    if data_type != onnx_tables.DATA_TYPES[spec.dtype] or tuple(shape) != spec.shape:
+        raise OperatorError(
+            f"its input {name!r} has data type {data_type} and shape {shape}; the manifest "
+            f"declares {spec.dtype} {list(spec.shape)}"
+        )
+
+
+def _message(value: wire.Value | None) -> memoryview:
+    return value if isinstance(value, memoryview) else memoryview(b"")
 
 
 def _check_node(node: memoryview) -> str:

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from rootlet_runtime import Bundle, GraphSpec, Manifest
+from rootlet_runtime import Bundle, GraphSpec, Manifest, TensorSpec
 from rootlet_runtime.errors import OperatorError
 from rootlet_runtime.operators import ALLOWED_OPERATORS, MAX_OPSET, check_graph
 
+INPUTS = {"x": TensorSpec(name="x", dtype="float32", shape=(None,))}
 SPEC = GraphSpec(file="predict.onnx", inputs=("x",), outputs=("y",))
 
 
@@ -50,7 +51,7 @@ def test_every_listed_operator_exists_in_onnx(operator: str) -> None:
 )  # fmt: skip
 def test_unlisted_operators_are_refused_by_name(operator: str) -> None:
     with pytest.raises(OperatorError, match=f"'{operator}' is not on the allow-list"):
-        check_graph(memoryview(model(helper.make_node(operator, ["x"], ["y"]))), SPEC, 0)
+        check_graph(memoryview(model(helper.make_node(operator, ["x"], ["y"]))), SPEC, INPUTS, 0)
 
 
 def test_every_kind_of_attribute_and_tensor_is_read() -> None:
@@ -61,7 +62,9 @@ def test_every_kind_of_attribute_and_tensor_is_read() -> None:
     ]
     tensors += [helper.make_tensor("typed", kind, [2], [1, 0]) for kind in (1, 2, 6, 7, 9, 10)]
     node = helper.make_node("Relu", ["x"], ["y"], t=tensors[0], **values)
-    assert check_graph(memoryview(model(node, initializers=tensors)), SPEC, 0).external == ()
+    assert (
+        check_graph(memoryview(model(node, initializers=tensors)), SPEC, INPUTS, 0).external == ()
+    )
 
 
 @pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.COMPLEX64, 99])
@@ -69,7 +72,7 @@ def test_other_data_types_are_refused(kind: int) -> None:
     tensor = TensorProto(name="t", data_type=kind, dims=[0])
     raw = model(helper.make_node("Relu", ["x"], ["y"]), initializers=[tensor])
     with pytest.raises(OperatorError, match="data type"):
-        check_graph(memoryview(raw), SPEC, 0)
+        check_graph(memoryview(raw), SPEC, INPUTS, 0)
 
 
 def test_the_same_field_twice_is_refused() -> None:
@@ -84,7 +87,7 @@ def test_the_same_field_twice_is_refused() -> None:
     raw = head + b"\x3a" + bytes([len(graph)]) + graph
     assert onnx.load_from_string(raw).graph.node[0].op_type == "Loop"
     with pytest.raises(OperatorError, match="op_type appears twice"):
-        check_graph(memoryview(raw), SPEC, 0)
+        check_graph(memoryview(raw), SPEC, INPUTS, 0)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +105,13 @@ def test_the_same_field_twice_is_refused() -> None:
 )
 def test_malformed_bytes_are_named(raw: bytes, message: str) -> None:
     with pytest.raises(OperatorError, match=message):
-        check_graph(memoryview(raw), SPEC, 0)
+        check_graph(memoryview(raw), SPEC, INPUTS, 0)
 
 
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_refused_and_nothing_else(raw: bytes) -> None:
     with pytest.raises(OperatorError):
-        check_graph(memoryview(raw), SPEC, 0)
+        check_graph(memoryview(raw), SPEC, INPUTS, 0)
 
 
 @given(data=st.data())
@@ -122,7 +125,9 @@ def test_a_damaged_graph_is_read_as_onnx_reads_it_or_refused(
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
-        summary = check_graph(memoryview(bytes(raw)), manifest.graphs["train"], 160)
+        summary = check_graph(
+            memoryview(bytes(raw)), manifest.graphs["train"], manifest.inputs, 160
+        )
         proto = onnx.load_from_string(bytes(raw))
     except (OperatorError, DecodeError):
         return

@@ -275,6 +275,12 @@ def graph_vectors(forge: Forge) -> dict[str, tuple[str, bytes]]:
         node = helper.make_node("Constant", [], ["other"], value=tensor)
         model.graph.node.insert(0, node)
 
+    def batch(model: Any) -> Any:
+        return model.graph.input[0].type.tensor_type.shape.dim[0]
+
+    def input_size(model: Any) -> Any:
+        return model.graph.input[0].type.tensor_type.shape.dim[1]
+
     def more_rows(model: Any) -> None:
         projection(model).dims[0] = 8
 
@@ -297,6 +303,10 @@ def graph_vectors(forge: Forge) -> dict[str, tuple[str, bytes]]:
         "old_opset": graph(lambda m: setattr(m.opset_import[0], "version", 9)),
         "input_renamed": graph(lambda m: setattr(m.graph.input[0], "name", "z")),
         "input_missing": graph(lambda m: m.graph.input.pop()),
+        "input_dtype": graph(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 11)),
+        "input_rank": graph(lambda m: m.graph.input[0].type.tensor_type.shape.dim.add(dim_value=1)),
+        "input_size": graph(lambda m: setattr(input_size(m), "dim_value", 5)),
+        "input_closed": graph(lambda m: setattr(batch(m), "dim_value", 1)),
         "output_extra": graph(lambda m: m.graph.output.append(m.graph.output[0])),
         "graph_twice": archive(
             forge.entries(files={"predict.onnx": forge.files["predict.onnx"] * 2})
