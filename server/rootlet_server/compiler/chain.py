@@ -100,7 +100,8 @@ def _without_ones(traced: fx.GraphModule) -> fx.GraphModule | None:
     if output in ones:
         return None
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-        one = graph.call_function(aten.scalar_tensor.default, (1.0,))
+        a = next(n for n in graph.nodes if n.op == "placeholder")
+        one = graph.call_function(aten.new_ones.default, (a, []))  # of a's dtype
     for node in ones:
         node.replace_all_uses_with(one)
     graph.eliminate_dead_code()
