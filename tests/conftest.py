@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,9 +44,35 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
-    """An MLP trained on upright digits; x and y are digits lying on their side."""
-    import torch
+    """An MLP trained on upright digits; x and y are digits lying on their side.
 
+    The workers of one run share it: the first that needs it compiles it.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "mlp-bundle"
+    path = folder / "digits.rootlet"
+    with FileLock(shared / "mlp-bundle.lock"):
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            _compile_digits(path, folder / "publisher")
+    key = signing.load_private_key(folder / "publisher.pem")
+    x, y = _digits()
+    turned = np.rot90(x.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64).copy()
+    return BundleOnDisk(
+        path=path,
+        signing_key=key,
+        signing_key_path=folder / "publisher.pem",
+        public_key_path=folder / "publisher.pub.pem",
+        x=turned[600:1000],
+        y=y[600:1000],
+    )
+
+
+def _compile_digits(path: Path, key_stem: Path) -> None:
+    import torch
     from rootlet_server.compiler import CompileConfig, compile_bundle
 
     x, y = _digits()
@@ -62,10 +89,8 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(inputs[part]), targets[part]).backward()
             optimizer.step()
-    folder = tmp_path_factory.mktemp("bundle")
     key, _ = signing.generate_keypair()
-    private, public = signing.save_keypair(folder / "publisher", key)
-    path = folder / "digits.rootlet"
+    signing.save_keypair(key_stem, key)
     compile_bundle(
         model,
         calibration_x=x[:128],
@@ -75,5 +100,3 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
         signing_key=key,
         out=path,
     )
-    turned = np.rot90(x.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64).copy()
-    return BundleOnDisk(path, key, private, public, turned[600:1000], y[600:1000])
