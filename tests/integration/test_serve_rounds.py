@@ -197,7 +197,7 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
     assert not list(server.state_dir.glob("round-*"))  # nothing to go on from
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_server_leaves_no_process_and_loses_no_finished_round(serve, joined, how):
     server = serve("--rounds", 500, "--min-devices", 2)
     devices = joined(f"http://{server.wait_for('listening').address}", 2)

@@ -1,16 +1,7 @@
-"""Loads flwr once, before warnings are errors.
-
-typer, which flwr's logger imports, uses names that click 8.5 deprecates: a warning about two
-libraries that are neither ours nor the tests' concern.
-"""
-
-import warnings
+"""What several tests of the federation need."""
 
 import pytest
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "'click", DeprecationWarning)
-    from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.task_identity import TaskIdentity
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ NAN = np.array([0, math.nan, 0], np.float32)
         (lambda: with_array("head.bias", Array("float32", (3,), "pickle", b"x")), "'pickle'"),
         (
             lambda: with_array("head.bias", Array("float32", (3,), "numpy.ndarray", b"x" * 9)),
-            "header cannot be read",
+            "begin like a .npy file",
         ),
         (lambda: without("metrics", "loss"), "the metrics are"),
         (lambda: with_metric("speed", 1.0), "speed"),

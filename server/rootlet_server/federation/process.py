@@ -81,7 +81,12 @@ class ChildProcess:
             self._stdin.write(line.encode() + b"\n")
 
     def stop(self) -> None:
-        """Ask the child to end, kill what is left of its group after five seconds, and reap it."""
+        """Ask the child to end, kill what is left of its group after five seconds, and reap it.
+
+        A second call does nothing.
+        """
+        if self._stdin.closed:
+            return
         if self._popen.poll() is None:
             self._popen.terminate()
             self.wait(_STOP_GRACE_S)

@@ -177,6 +177,7 @@ def _run(
             )
         )
         stack.enter_context(link)
+        stack.callback(runner.stop)  # before the SuperLink, to which it reports its end
         control = stack.enter_context(
             ControlLink(
                 link.address,
