@@ -1,0 +1,29 @@
+"""The benchmarks still run. Nothing is timed here: a tiny model, once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LAST_LINES = {
+    "bench_step_time.py --quick": "int8 dfa / torch eager, tiny, worst batch: ratio ",
+    "bench_memory.py --quick": "peak memory, rootlet / torch eager, tiny, worst batch: ratio ",
+    "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LAST_LINES)
+def test_a_benchmark_ends_with_its_ratio(command: str) -> None:
+    script, option = command.split()
+    result = subprocess.run(
+        [sys.executable, BENCHMARKS / script, option],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith(LAST_LINES[command])
