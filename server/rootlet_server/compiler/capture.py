@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rootlet_server.compiler.config import LARGEST_BATCH
-from rootlet_server.compiler.decompositions import export_decompositions
+from rootlet_server.compiler.decompositions import export_decompositions, unlike
+from rootlet_server.compiler.errors import ExportError
 from rootlet_server.compiler.optimizers import OPTIMIZERS
 from rootlet_server.compiler.rules import RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rootlet_server.compiler.steps import Step
 
@@ -126,15 +128,15 @@ def capture(
     example = example_inputs(step, x, adapter)
     batch, learned = [example[n] for n in batch_names], [example[n] for n in learned_names]
     function = _function(step, graph)
-    if graph == "train" and RULES[step.rule].uses_autograd:
-        function = _trace_autograd(function, frozen, batch, learned)
     dim = torch.export.Dim("batch", min=2, max=LARGEST_BATCH)
     shapes = (
         [{0: dim} if n in ("x", "y", "w") else None for n in batch_names],
         [None] * len(learned),
     )
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _refusing(graph):
         warnings.simplefilter("ignore")
+        if graph == "train" and RULES[step.rule].uses_autograd:
+            function = _trace_autograd(function, frozen, batch, learned)
         module = _Graph(function, frozen).eval()
         exported = torch.export.export(
             module, (batch, learned), dynamic_shapes=shapes, strict=False
@@ -145,6 +147,18 @@ def capture(
     return Captured(
         program=exported, inputs=batch_names + learned_names, outputs=outputs, dynamic_shapes=shapes
     )
+
+
+@contextmanager
+def _refusing(graph: GraphName) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ExportError(
+            f"The {graph} graph could not be traced ({type(error).__name__}): {first} "
+            "Please report the model; nothing was written."
+        ) from error
 
 
 def _trace_autograd(
@@ -161,6 +175,7 @@ def _trace_autograd(
     ) -> tuple[Tensor, ...]:
         return function(dict(zip(keys, frozen_values, strict=True)), batch, learned)
 
+    batch = _with_distinct_batch(batch, [*frozen.values(), *learned])
     tracer = make_fx(flat, tracing_mode="symbolic", decomposition_table=export_decompositions())
     traced = tracer([frozen[k] for k in keys], batch, learned)
     traced.graph.eliminate_dead_code()
@@ -172,3 +187,11 @@ def _trace_autograd(
         return traced([frozen[k] for k in keys], batch, learned)  # type: ignore[no-any-return]
 
     return replay
+
+
+def _with_distinct_batch(batch: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Repeat examples until the batch's size is no other dimension's."""
+    sizes = {size for t in others for size in t.shape}
+    n = unlike(sizes.union(*(t.shape[1:] for t in batch)))
+    rows = torch.arange(n) % len(batch[0])
+    return [t[rows] if t.dim() else t for t in batch]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rootlet_server.compiler.decompositions import export_decompositions
+from rootlet_server.compiler.decompositions import export_decompositions, unlike
 from rootlet_server.compiler.interpret import evaluate_node
 from rootlet_server.compiler.operators import BATCH_NORM, DIAGONAL, IDENTITY
 
@@ -73,7 +73,14 @@ def _trace_slope(
         end: Tensor = env[nodes[-1].name]
         return end.sum()
 
-    sizes = [3 if isinstance(size, torch.SymInt) else int(size) for size in site.meta["val"].shape]
+    shape = site.meta["val"].shape
+    batch = unlike(
+        int(size)
+        for sizes in (shape, *(program.tensors[name].shape for name in names))
+        for size in sizes
+        if not isinstance(size, torch.SymInt)
+    )
+    sizes = [batch if isinstance(size, torch.SymInt) else int(size) for size in shape]
     tracer = make_fx(
         torch.func.grad(total), tracing_mode="symbolic", decomposition_table=export_decompositions()
     )

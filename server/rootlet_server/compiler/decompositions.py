@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 aten = torch.ops.aten
 
@@ -59,8 +60,59 @@ def _max_pool_backward(
     return flat.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
 
+def unlike(sizes: Iterable[int]) -> int:
+    """A batch size for tracing that equals none of ``sizes``: tracing takes equal ones for one."""
+    taken = set(sizes)
+    return next(n for n in itertools.count(5) if n not in taken)
+
+
+def _window_counts(
+    out: int, size: int, kernel: int, stride: int, padding: int, *, padded: bool
+) -> list[int]:
+    """How many entries each average-pooling window along one dimension divides by."""
+    counts = []
+    for start in range(-padding, out * stride - padding, stride):
+        end = min(start + kernel, size + padding)
+        counts.append(end - start if padded else min(end, size) - max(start, 0))
+    return counts
+
+
+def _avg_pool_backward(  # noqa: PLR0917 (aten's signature)
+    grad: Tensor,
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    _ceil: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """Spread each output's gradient evenly over its window: a transposed convolution with ones."""
+    kernel, padding = kernel * (2 // len(kernel)), padding * (2 // len(padding))
+    stride = (stride or kernel) * (2 // len(stride or kernel))
+    if divisor is None:
+        rows, columns = (
+            _window_counts(
+                int(grad.shape[d - 2]), int(x.shape[d - 2]), kernel[d], stride[d], padding[d],
+                padded=count_include_pad,
+            )
+            for d in range(2)
+        )  # fmt: skip
+        counts = torch.tensor([[r * c for c in columns] for r in rows], dtype=grad.dtype)
+        grad = grad / counts
+    else:
+        grad = grad / divisor
+    channels = x.shape[-3]
+    ones = torch.ones(channels, 1, *kernel, dtype=grad.dtype)
+    spread = aten.convolution(grad, ones, None, stride, [0, 0], [1, 1], True, [0, 0], channels)
+    missing = [x.shape[d] + padding[d] - spread.shape[d] for d in (-2, -1)]
+    edges = [-padding[1], missing[1], -padding[0], missing[0]]
+    result: Tensor = aten.constant_pad_nd(spread, edges)
+    return result
+
+
 def export_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for tracing a step: torch's own decompositions, and the two above."""
+    """The table for tracing a step: torch's own decompositions, and those above."""
     table = get_decompositions(
         [
             aten.threshold_backward, aten.gelu_backward, aten.elu_backward,
@@ -70,11 +122,12 @@ def export_decompositions() -> dict[Any, Callable[..., Any]]:
             aten.log_sigmoid_backward, aten.native_layer_norm_backward,
             aten.native_group_norm_backward, aten._softmax_backward_data,
             aten._log_softmax_backward_data, aten.select_backward, aten.slice_backward,
-            aten.avg_pool2d_backward, aten._adaptive_avg_pool2d_backward, aten.unfold_backward,
+             aten.unfold_backward,
         ]
     )  # fmt: skip
     return {
         **table,
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+        aten.avg_pool2d_backward.default: _avg_pool_backward,
     }
