@@ -160,6 +160,21 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, weight * x)
 
 
+def _adaptive_average(x: Tensor, out: list[int], dims: int) -> Tensor:
+    """Adaptive average pooling as a product with one matrix of window means per dimension."""
+    for d, windows in zip(range(-dims, 0), out * (dims // len(out)), strict=True):
+        size = int(x.shape[d])
+        if windows == 1:
+            x = x.mean(d, keepdim=True)
+        elif windows != size:
+            mean = torch.zeros(size, windows, dtype=x.dtype)
+            for i in range(windows):
+                start, end = i * size // windows, -(-(i + 1) * size // windows)
+                mean[start:end, i] = 1 / (end - start)
+            x = (x.movedim(d, -1) @ mean).movedim(-1, d)
+    return x
+
+
 def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
@@ -181,6 +196,8 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     BATCH_NORM: _batch_norm,
     aten._to_copy.default: cast,
     aten.to.dtype: cast,
+    aten.adaptive_avg_pool1d.default: lambda x, out: _adaptive_average(x, out, 1),
+    aten.adaptive_avg_pool2d.default: lambda x, out: _adaptive_average(x, out, 2),
     aten.sym_size.int: lambda x, dim: x.shape[dim],
     aten._assert_tensor_metadata.default: lambda *_, **__: None,
     aten._assert_scalar.default: lambda *_, **__: None,
