@@ -156,7 +156,7 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
     np.savez(data, x=mlp_bundle.x[300:], y=mlp_bundle.y[300:])
 
     server = serve(
-        *("--rounds", 3, "--min-devices", DEVICES, "--tls", "auto"),
+        *("--rounds", 3, "--min-devices", DEVICES, "--tls", "auto", "--host", "127.0.0.2"),
         *("--node-keys", tmp_path / "keys", "--out", tmp_path / "improved.rootlet"),
         *("--learning-rate", "0.2", "--evaluate-data", data),
     )
@@ -192,7 +192,7 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
         assert any(np.abs(after[name] - before[name]).max() > 0 for name in before)
 
     looked_up = set(server.looked_up.read_text().split())
-    assert looked_up <= {"127.0.0.1", "localhost"}
+    assert looked_up <= {"127.0.0.1", "127.0.0.2", "localhost"}
     assert wait_until(lambda: not processes_of(server.state_dir), 5.0)
     assert not list(server.state_dir.glob("round-*"))  # nothing to go on from
 

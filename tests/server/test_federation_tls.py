@@ -23,14 +23,14 @@ def names_of(path):
 
 
 def test_the_certificate_names_what_devices_dial_and_loopback(tmp_path):
-    files = make_local_tls(tmp_path / "tls", ["edge.example.org", "192.168.1.7"])
+    files = make_local_tls(tmp_path / "tls", "127.0.0.1", ["edge.example.org", "192.168.1.7"])
     assert names_of(files.certificate) == {
         "127.0.0.1", "::1", "localhost", "edge.example.org", "192.168.1.7",
     }  # fmt: skip
 
 
 def test_openssl_accepts_the_chain(tmp_path):
-    files = make_local_tls(tmp_path / "tls", [])
+    files = make_local_tls(tmp_path / "tls", "127.0.0.1")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(files.certificate, files.key)
     client = ssl.create_default_context(cafile=str(files.ca))
@@ -48,58 +48,74 @@ def test_openssl_accepts_the_chain(tmp_path):
 
 
 def test_private_keys_are_readable_by_their_owner_only(tmp_path):
-    files = make_local_tls(tmp_path / "tls", [])
+    files = make_local_tls(tmp_path / "tls", "127.0.0.1")
     for path in (files.key, tmp_path / "tls" / "ca.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_restart_keeps_the_authority_and_the_certificate(tmp_path):
-    first = make_local_tls(tmp_path / "tls", ["edge.example.org"])
+    first = make_local_tls(tmp_path / "tls", "127.0.0.1", ["edge.example.org"])
     before = {path: path.read_bytes() for path in (first.ca, first.certificate, first.key)}
-    again = make_local_tls(tmp_path / "tls", ["edge.example.org"])
+    again = make_local_tls(tmp_path / "tls", "127.0.0.1", ["edge.example.org"])
     assert {path: path.read_bytes() for path in before} == before
     assert again == first
 
 
 def test_a_new_name_makes_a_new_certificate_under_the_same_authority(tmp_path):
-    first = make_local_tls(tmp_path / "tls", [])
+    first = make_local_tls(tmp_path / "tls", "127.0.0.1")
     authority = first.ca.read_bytes()
-    again = make_local_tls(tmp_path / "tls", ["edge.example.org"])
+    again = make_local_tls(tmp_path / "tls", "127.0.0.1", ["edge.example.org"])
     assert again.ca.read_bytes() == authority
     assert "edge.example.org" in names_of(again.certificate)
 
 
 def test_a_damaged_certificate_is_named_with_the_remedy(tmp_path):
-    files = make_local_tls(tmp_path / "tls", [])
+    files = make_local_tls(tmp_path / "tls", "127.0.0.1")
     files.certificate.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
     with pytest.raises(CertificateError, match="remove the directory"):
-        make_local_tls(tmp_path / "tls", [])
+        make_local_tls(tmp_path / "tls", "127.0.0.1")
 
 
 def test_the_operators_files_are_taken_with_a_local_name(tmp_path):
-    made = make_local_tls(tmp_path / "tls", [])
+    made = make_local_tls(tmp_path / "tls", "127.0.0.1")
     loaded = TlsFiles.load(made.ca, made.certificate, made.key, host="127.0.0.1")
     assert loaded.local_name == "127.0.0.1"
 
 
 def test_a_key_of_another_certificate_is_refused(tmp_path):
-    one, other = make_local_tls(tmp_path / "a", []), make_local_tls(tmp_path / "b", [])
+    one, other = (
+        make_local_tls(tmp_path / "a", "127.0.0.1"),
+        make_local_tls(tmp_path / "b", "127.0.0.1"),
+    )
     with pytest.raises(CertificateError, match="is not the private key of"):
         TlsFiles.load(one.ca, one.certificate, other.key, host="127.0.0.1")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    made = make_local_tls(tmp_path / "tls", [])
+    made = make_local_tls(tmp_path / "tls", "127.0.0.1")
     with pytest.raises(CertificateError, match=r"absent.pem"):
         TlsFiles.load(made.ca, tmp_path / "absent.pem", made.key, host="127.0.0.1")
 
 
-def test_a_certificate_that_this_machine_cannot_use_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rootlet_server.federation.tls._LOCAL_NAMES", ("edge.example.org",))
-    made = make_local_tls(tmp_path / "tls", [])
-    monkeypatch.undo()
-    with pytest.raises(CertificateError, match=r"is for edge\.example\.org"):
-        TlsFiles.load(made.ca, made.certificate, made.key, host="127.0.0.1")
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("192.168.1.7", "192.168.1.7"),  # 127.0.0.1 would not reach it
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104
+        ("::", "::1"),
+    ],
+)
+def test_the_servers_own_processes_dial_an_address_that_it_listens_on(tmp_path, host, local):
+    made = make_local_tls(tmp_path / "tls", host)
+    assert made.local_name == local
+    assert TlsFiles.load(made.ca, made.certificate, made.key, host=host).local_name == local
+
+
+def test_a_certificate_that_the_servers_own_processes_cannot_use_is_refused(tmp_path):
+    made = make_local_tls(tmp_path / "tls", "127.0.0.1")
+    with pytest.raises(CertificateError, match=r"reach it as 192\.168\.1\.7; add"):
+        TlsFiles.load(made.ca, made.certificate, made.key, host="192.168.1.7")
 
 
 def test_device_keys_are_read_in_both_formats(tmp_path):

@@ -23,6 +23,13 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
+def local_names(host: str) -> tuple[str, ...]:
+    """Names by which processes of this machine reach a server that listens on `host`."""
+    if not is_wildcard(host):
+        return (host,)
+    return ("::1", "localhost") if ":" in host else ("127.0.0.1", "localhost")
+
+
 def join_host_port(host: str, port: int) -> str:
     """`host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,7 +9,7 @@ from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.signing import load_private_key, public_key_hex
 from rootlet_runtime.writer import publish
 from rootlet_server.errors import RunError, ServeConfigError, SuperLinkError
-from rootlet_server.federation.address import is_wildcard, join_host_port
+from rootlet_server.federation.address import join_host_port
 from rootlet_server.federation.checkpoint import RoundCheckpoint
 from rootlet_server.federation.config import ServeConfig, ServePaths
 from rootlet_server.federation.control import ControlLink
@@ -215,8 +215,7 @@ def _tls_files(config: ServeConfig, paths: ServePaths) -> TlsFiles | None:
     if config.tls == "off":
         return None
     if config.tls == "auto":
-        own = () if is_wildcard(config.host) else (config.host,)
-        return make_local_tls(paths.tls, (*own, *config.tls_names))
+        return make_local_tls(paths.tls, config.host, config.tls_names)
     ca, certificate, key = config.tls
     return TlsFiles.load(ca.resolve(), certificate.resolve(), key.resolve(), host=config.host)
 

@@ -19,13 +19,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.errors import CertificateError
+from rootlet_server.federation.address import local_names
 from rootlet_server.federation.private_file import write_private
 
 _CA_LIFETIME = datetime.timedelta(days=3650)
 _SERVER_LIFETIME = datetime.timedelta(days=365)
 _RENEW_BEFORE = datetime.timedelta(days=30)
 _CLOCK_SKEW = datetime.timedelta(hours=1)
-_LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +71,23 @@ class TlsFiles:
             ) from None
         if _public_bytes(private.public_key()) != _public_bytes(served):
             raise CertificateError(f"{key} is not the private key of {certificate}; give the pair")
-        candidates = [name for name in (*_LOCAL_NAMES, host) if name in names]
+        candidates = [name for name in local_names(host) if name in names]
         if not candidates:
             raise CertificateError(
                 f"{certificate} is for {', '.join(sorted(names)) or 'no name'}, but the server's "
-                f"own processes reach it as 127.0.0.1, localhost or {host}; add one of these "
+                f"own processes reach it as {' or '.join(local_names(host))}; add one of these "
                 "names to the certificate, or use --tls auto"
             )
         return cls(ca=ca, certificate=certificate, key=key, local_name=candidates[0])
 
 
-def make_local_tls(directory: Path, names: Sequence[str]) -> TlsFiles:
+def make_local_tls(directory: Path, host: str, names: Sequence[str] = ()) -> TlsFiles:
     """The authority and server certificate of `--tls auto`, made or reused.
 
     Args:
         directory: Where they are kept; made with mode 0700.
-        names: Host names and addresses that devices dial; loopback is always added.
+        host: The address that the server listens on.
+        names: Further names and addresses that devices dial.
 
     Returns:
         The files, with `ca` to be copied to the devices.
@@ -94,12 +96,12 @@ def make_local_tls(directory: Path, names: Sequence[str]) -> TlsFiles:
         CertificateError: files from an earlier start cannot be read.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    wanted = {*_LOCAL_NAMES, *names}
+    wanted = {*_LOOPBACK_NAMES, *local_names(host), *names}
     files = TlsFiles(
         ca=directory / "ca.pem",
         certificate=directory / "server.pem",
         key=directory / "server.key",
-        local_name=_LOCAL_NAMES[0],
+        local_name=local_names(host)[0],
     )
     ca_key_path = directory / "ca.key"
     try:
