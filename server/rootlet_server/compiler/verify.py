@@ -24,6 +24,10 @@ BATCHES = (4, 1, 3)  # a graph that only works for the batch it was traced with 
 # may fall on the other side, one quantum (1/127 of its row's largest) away in one of many entries.
 # A wrong graph is wrong by far more.
 TOLERANCE = 1e-2
+# Adam's first steps have the length of the rate and the sign of the gradient, so rounding turns the
+# few entries whose gradient is next to zero: of 3e-3 noise, about 2e-3 of them, 0.1 of the norm.
+# Its state, compared by TOLERANCE, does not have this; a wrong formula is off by a factor.
+SIGN_TOLERANCE = 0.3
 Arrays = dict[str, Any]
 
 
@@ -36,17 +40,25 @@ def _session(graph: bytes, block: bytes) -> onnxruntime.InferenceSession:
 
 
 def disagreement(expected: Tensor, found: np.ndarray[Any, Any]) -> float:
-    """``|found - expected| / |expected|`` in Frobenius norms; infinite unless all is finite."""
+    """``|found - expected| / |expected|`` in Frobenius norms; infinite unless all is finite.
+
+    A single number is measured against one at least: the loss of an example that the model is sure
+    of is next to nothing, and its rounding is not.
+    """
     reference = expected.detach().double().numpy()
     if not np.isfinite(found).all():
         return float("inf")
-    return float(np.linalg.norm(found - reference) / max(float(np.linalg.norm(reference)), 1e-6))
+    smallest = 1e-6 if reference.ndim else 1.0
+    return float(np.linalg.norm(found - reference) / max(np.linalg.norm(reference), smallest))
 
 
 def verify_export(
     built: Built, graphs: Mapping[GraphName, tuple[bytes, Captured]], block: bytes
 ) -> float:
     """Three training steps, an evaluation and a prediction; the worst disagreement of any output.
+
+    Each step of the function starts where the graph's last step ended, so that differences do not
+    add up. An adapter under an optimiser with state is held to a wider bound and not counted.
 
     Raises:
         ExportError: they differ by more than rounding explains.
@@ -72,10 +84,15 @@ def verify_export(
             loss, metric, adapter, state = step.train(
                 built.frozen, adapter, state, x, y, w, inputs["learning_rate"], count
             )
+            where = f"train, step {number}"
             expected = {"loss": loss, "metric": metric}
-            expected |= {f"next/adapter/{name}": value for name, value in adapter.items()}
             expected |= {f"next/optimizer/{name}": value for name, value in state.items()}
-            worst = max(worst, _compare(f"train, step {number}", expected, found))
+            worst = max(worst, _compare(where, expected, found, TOLERANCE))
+            expected = {f"next/adapter/{name}": value for name, value in adapter.items()}
+            error = _compare(where, expected, found, SIGN_TOLERANCE if state else TOLERANCE)
+            worst = max(worst, 0.0 if state else error)
+            adapter = {name: torch.from_numpy(found[f"next/adapter/{name}"]) for name in adapter}
+            state = {name: torch.from_numpy(found[f"next/optimizer/{name}"]) for name in state}
             feed |= {
                 name.removeprefix("next/"): value
                 for name, value in found.items()
@@ -83,9 +100,11 @@ def verify_export(
             }
         sums = step.evaluate(built.frozen, adapter, x, y, w)
         expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
-        worst = max(worst, _compare("evaluate", expected, _run(sessions["evaluate"], feed)))
+        found = _run(sessions["evaluate"], feed)
+        worst = max(worst, _compare("evaluate", expected, found, TOLERANCE))
         expected = {"output": step.predict(built.frozen, adapter, x)}
-        return max(worst, _compare("predict", expected, _run(sessions["predict"], feed)))
+        found = _run(sessions["predict"], feed)
+        return max(worst, _compare("predict", expected, found, TOLERANCE))
 
 
 def _run(session: tuple[onnxruntime.InferenceSession, Captured], feed: Arrays) -> Arrays:
@@ -94,14 +113,14 @@ def _run(session: tuple[onnxruntime.InferenceSession, Captured], feed: Arrays) -
     return dict(zip(captured.outputs, values, strict=True))
 
 
-def _compare(where: str, expected: Mapping[str, Tensor], found: Arrays) -> float:
+def _compare(where: str, expected: Mapping[str, Tensor], found: Arrays, bound: float) -> float:
     worst = 0.0
     for name, value in expected.items():
         error = disagreement(value, found[name])
-        if error > TOLERANCE:
+        if error > bound:
             raise ExportError(
                 f"{where}: the exported graph's {name} is off by {error:.1e} of its norm; at most "
-                f"{TOLERANCE} is rounding. Please report the model; nothing was written."
+                f"{bound} is rounding. Please report the model; nothing was written."
             )
         worst = max(worst, error)
     return worst
