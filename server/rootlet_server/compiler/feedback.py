@@ -83,6 +83,8 @@ def calibrated_feedback(
     Raises:
         CalibrationError: the Jacobian is not finite.
     """
+    if not learner.sites:
+        return {}  # only the head learns
     totals: dict[str, Tensor] = {}
     for part in torch.split(x, CHUNK):
         for name, jacobian in _jacobians(learner, frozen, adapter, part).items():
