@@ -93,7 +93,7 @@ _REASONS = {
         "batch normalisation in training mode couples the examples of a batch",
         "Keep it in eval mode (do not override train()), or use GroupNorm.",
     ),
-    "convolution_transpose": (
+    "conv_transpose": (
         "transposed convolutions are not supported",
         "Use a Conv2d head or pool instead.",
     ),
