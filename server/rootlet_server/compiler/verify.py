@@ -49,7 +49,8 @@ def disagreement(expected: Tensor, found: np.ndarray[Any, Any]) -> float:
     if not np.isfinite(found).all():
         return float("inf")
     smallest = 1e-6 if reference.ndim else 1.0
-    return float(np.linalg.norm(found - reference) / max(np.linalg.norm(reference), smallest))
+    norm = max(float(np.linalg.norm(reference)), smallest)
+    return float(np.linalg.norm(found - reference)) / norm
 
 
 def verify_export(
