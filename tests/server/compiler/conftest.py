@@ -5,6 +5,7 @@ Shape legend: N examples, T tokens, D channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,11 +15,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from rootlet_server.compiler import Built, CompileConfig, LoraConfig, build
+from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.capture import capture
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
-from torch import Tensor, nn
 
 CLASSES = 5
 
@@ -321,7 +324,7 @@ class Engine:
     def __init__(self, built: Built, role: str) -> None:
         self.captured = capture(built.step, role, built.frozen, built.adapter, built.example)
         self.model = to_onnx(self.captured)
-        graphs, self.block = share_weights({role: self.model})
+        graphs, self.block = share_weights({role: copy.deepcopy(self.model)})  # it moves them out
         self.graph = graphs[role]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -338,6 +341,20 @@ class Engine:
         feed = {name: np.asarray(values[name]) for name in self.captured.inputs}
         found = self.session.run(self.captured.outputs, feed)
         return {k: torch.from_numpy(v) for k, v in zip(self.captured.outputs, found, strict=True)}
+
+
+@cache
+def _traced(name: str, **options: Any) -> Built:
+    case = make_case(name)
+    return build(case.model, case.x, small_config(**options))
+
+
+def in_int8(built: Built) -> Built:
+    """The same build on an int8 base, as ``build`` makes it (a test compares them)."""
+    learner = built.step.learner
+    own = {learner.head.weight, learner.head.bias}
+    added = {k: v for k, v in built.frozen.items() if "feedback" in k or "lora_A" in k}
+    return replace(built, frozen=freeze(learner.program, "int8", without=own) | added)
 
 
 @dataclass(frozen=True)
@@ -357,10 +374,15 @@ class Lab:
         return build(case.model, case.x, small_config(**options))
 
     @staticmethod
-    @cache
-    def built(name: str, **options: Any) -> Built:
-        """A build of a model of the zoo, made once per worker."""
-        return Lab.build(make_case(name), **options)
+    def built(
+        name: str, *, base_dtype: str = "float32", rule: str = "dfa", **options: Any
+    ) -> Built:
+        """A build of a model of the zoo; its trace and calibration are made once per worker."""
+        optimizer = options.pop("optimizer", "sgd")
+        built = (
+            in_int8(_traced(name, **options)) if base_dtype == "int8" else _traced(name, **options)
+        )
+        return replace(built, step=replace(built.step, rule=rule, optimizer=optimizer))
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
+from torch import nn
+
 from rootlet_server.compiler.adapters import whitened
 from rootlet_server.compiler.feedback import feedback_keys, feedback_matrix
-from torch import nn
 
 
 def stored_feedback(built, module):

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rootlet_server.compiler.optimizers import OPTIMIZERS
 from torch import nn
+
+from rootlet_server.compiler.optimizers import OPTIMIZERS
 
 # x = (1, 2) and label 0. W x = (-1, 2), so relu gives (0, 2) with slopes (0, 1); the head is the
 # identity, so z = (0, 2), p_1 = 1 / (1 + e^-2) = 0.880797 and e = p - onehot(0) = (-p_1, p_1).

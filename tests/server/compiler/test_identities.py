@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from rootlet_server.compiler.int8 import quantize_weight, row_int8_matmul
 
 
