@@ -50,6 +50,29 @@ def test_a_body_that_is_no_protobuf_is_refused_in_flowers_own_words(link):
     assert post(link, "/v1/fleet/pull-object", **{"content-type": "text/plain"})[0] == 415
 
 
+def network_address():
+    """An address of this machine that is not loopback; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no network address")
+        return probe.getsockname()[0]
+
+
+@pytest.mark.parametrize("trusted_proxies", ["*", None])
+@pytest.mark.parametrize("claim", ["127.0.0.1", "::1"])
+def test_a_network_caller_cannot_claim_to_be_local(tmp_path, monkeypatch, trusted_proxies, claim):
+    if trusted_proxies:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted_proxies)  # as many containers do
+    with SuperLink(SuperLinkConfig(state_dir=tmp_path)) as link:
+        caller = http.client.HTTPConnection(link.address, source_address=(network_address(), 0))
+        headers = {"content-type": PROTOBUF, "x-forwarded-for": claim}
+        caller.request("POST", "/v1/control/list-runs", b"", headers)
+        assert caller.getresponse().status == 403
+        caller.close()
+
+
 def test_a_key_cannot_speak_for_another_node(link):
     one, other = (FleetConnection(f"http://{link.address}") for _ in range(2))
     one.activate()
