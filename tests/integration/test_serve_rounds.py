@@ -15,7 +15,11 @@ import pytest
 
 from rootlet import DeviceClient, ParticipationPolicy
 from rootlet.data import ArrayData
+from rootlet.fleet.connection import FleetConnection
+from rootlet.fleet.envelope import Answer, SealedReply
 from rootlet.fleet.keys import NodeKey
+from rootlet.fleet.messages import MESSAGES
+from rootlet.fleet.objects import ObjectSet
 from rootlet_runtime import Bundle
 from rootlet_server.federation.events import EventReader
 
@@ -140,9 +144,9 @@ def processes_of(state_dir):
 
 def wait_until(condition, timeout_s):
     deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
+    while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return condition()
+    return found
 
 
 def test_devices_improve_a_bundle_over_tls_with_node_authentication(
@@ -221,6 +225,37 @@ def test_a_stopped_server_leaves_no_process_and_loses_no_finished_round(serve, j
     assert (returncode, error) == (0, "")
     started = [event.round for event in again.events if event.kind == "round_started"]
     assert started in ([finished + 1], [])  # the stopped server may have just finished that round
+
+
+def nonsense(connection, envelope):
+    """A reply whose content is one object that is not JSON."""
+    reply = connection.seal(envelope, Answer({}, "a placeholder"))
+    metadata = MESSAGES["Metadata"]()
+    metadata.CopyFrom(reply.message.metadata)
+    metadata.message_id = ""
+    objects = ObjectSet()
+    content = objects.add("RecordDict", [], b"nonsense")
+    body = MESSAGES["Message"](metadata=metadata).SerializeToString(deterministic=True)
+    metadata.message_id = objects.add("Message", [content], body)
+    message = MESSAGES["Message"](metadata=metadata)
+    message.content.SetInParent()
+    return SealedReply(message, objects.tree(metadata.message_id), objects.contents)
+
+
+def test_a_device_that_answers_nonsense_is_left_out(serve, joined):
+    server = serve("--rounds", 1, "--min-devices", 2)
+    address = f"http://{server.wait_for('listening').address}"
+    with FleetConnection(address) as hostile:
+        hostile.activate()
+        joined(address, 1)
+        for _ in ("train", "evaluate"):
+            envelope = wait_until(hostile.pull_messages, START_S)
+            hostile.fetch(envelope)
+            assert hostile.push(nonsense(hostile, envelope))
+        returncode, _, error = server.finish()
+    assert (returncode, error) == (0, "")
+    refused = [event for event in server.events if event.kind == "reply_refused"]
+    assert [event.phase for event in refused] == ["train", "evaluate"]
 
 
 def test_a_public_address_is_refused_before_anything_listens(serve):

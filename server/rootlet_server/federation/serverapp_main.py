@@ -6,31 +6,20 @@ run, and imports everything while the SuperLink starts.
 """
 
 import sys
-from functools import partial
 
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.superlink.cli import flwr_serverapp
 from flwr.superlink.grid import http_grid
 
 import rootlet_server.federation.app  # noqa: F401  loaded now, so that the run starts at once
+from rootlet_server.federation.inflation import inflated_message, pull_and_inflate
 from rootlet_server.federation.lifeline import read_line, watch_lifeline
-
-# An answer is announced before its objects are there. Flower looks again after a second, which is
-# most of a short round, and goes on looking for two hours if a device vanishes in its upload.
-_PULL_BACKOFF_S = 0.05
-_PULL_BACKOFF_CAP_S = 1.0
-_PULL_TIMEOUT_S = 60.0
 
 
 def main() -> None:
     """Wait for a token, then run its task."""
-    patient = partial(
-        pull_objects,
-        initial_backoff=_PULL_BACKOFF_S,
-        backoff_cap=_PULL_BACKOFF_CAP_S,
-        max_time=_PULL_TIMEOUT_S,
-    )
-    setattr(http_grid, "pull_objects", patient)  # noqa: B010  the module does not export it
+    # B010: the module does not export them
+    setattr(http_grid, "pull_objects", pull_and_inflate)  # noqa: B010
+    setattr(http_grid, "inflate_object_from_contents", inflated_message)  # noqa: B010
     token = read_line()
     if token is None:
         return
