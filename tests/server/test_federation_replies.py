@@ -123,12 +123,22 @@ NAN = np.array([0, math.nan, 0], np.float32)
         (lambda: with_metric("num-examples", 0), "num-examples is 0"),
         (lambda: with_metric("num-examples", -3), "num-examples is -3"),
         (lambda: with_metric("num-examples", 7.5), "num-examples is 7.5"),
-        (lambda: with_metric("num-examples", MAX_EXAMPLES + 1), r"in 1\.\.1000"),
+        (lambda: with_metric("loss", 1e308), r"loss is 1e\+308; expected -1e\+30 to 1e\+30"),
+        (lambda: with_metric("bytes_up", 1e308), "bytes_up"),
+        (lambda: with_metric("train_s", -1.0), "train_s is -1; expected 0 to"),
+        (lambda: with_metric("energy_estimated_j", -1.0), "energy_estimated_j is -1"),
+        (lambda: with_metric("accuracy_trained", 1.5), "accuracy_trained is 1.5; expected 0 to 1"),
     ],
 )
 def test_anything_else_is_left_out_by_name(content, reason):
     with pytest.raises(ReplyError, match=reason):
         check(content())
+
+
+def test_a_device_weighs_by_at_most_max_examples():
+    content = with_metric("num-examples", MAX_EXAMPLES + 1)
+    assert check(content)["num-examples"] == MAX_EXAMPLES
+    assert content["metrics"]["num-examples"] == MAX_EXAMPLES  # what FedAvg weighs by
 
 
 def test_a_header_that_claims_a_terabyte_allocates_nothing():

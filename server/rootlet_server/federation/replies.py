@@ -18,6 +18,7 @@ from rootlet_server.errors import ReplyError
 NUM_EXAMPLES = "num-examples"
 _TRAIN_METRICS = ("train_s", "energy_estimated_j", "bytes_down", "bytes_up")
 _NPY_HEADER_BYTES = 16_384
+_MAX_FIGURE = 1e30  # so that no sum over devices, weighted by examples, leaves the finite numbers
 
 
 def check_train_reply(
@@ -29,7 +30,8 @@ def check_train_reply(
         message: The answer.
         received: The adapter that the device was sent; its names and shapes are binding.
         metric: `accuracy` or `error`.
-        max_examples: The largest number of examples by which one device may weigh.
+        max_examples: The largest number of examples by which one device may weigh; a larger one
+            is cut to it, in the message too.
 
     Returns:
         The device's metrics.
@@ -112,11 +114,21 @@ def _check_metrics(
         value = metrics[name]
         if isinstance(value, list) or not math.isfinite(value):
             raise ReplyError(f"{name} is {str(value)[:80]}; expected one finite number")
+        low, high = _bounds(name)
+        if not low <= value <= high:
+            raise ReplyError(f"{name} is {value:g}; expected {low:g} to {high:g}")
         values[name] = value
     count = values[NUM_EXAMPLES]
-    if not isinstance(count, int) or not 1 <= count <= max_examples:
-        raise ReplyError(f"{NUM_EXAMPLES} is {count}; expected a whole number in 1..{max_examples}")
+    if not isinstance(count, int) or count < 1:
+        raise ReplyError(f"{NUM_EXAMPLES} is {count}; expected a whole number of at least 1")
+    values[NUM_EXAMPLES] = metrics[NUM_EXAMPLES] = min(count, max_examples)  # what FedAvg reads
     return values
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    if name.startswith("accuracy"):
+        return 0.0, 1.0
+    return (0.0 if name in _TRAIN_METRICS else -_MAX_FIGURE), _MAX_FIGURE
 
 
 def _short(names: Mapping[str, object]) -> str:
