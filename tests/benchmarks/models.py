@@ -5,7 +5,6 @@ Nothing of rootlet is imported here, so that a process which measures the peer h
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -106,8 +105,8 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Linear, scaled_a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("a", scaled_a.clone().contiguous())
-        self.b = nn.Parameter(b.clone())
+        self.register_buffer("a", scaled_a.contiguous())
+        self.b = nn.Parameter(b)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.base(h) + F.linear(F.linear(h, self.a), self.b)
@@ -117,7 +116,7 @@ class EagerPeer:
     """LoRA by torch in eager mode: backpropagation, plain parameters, foreach SGD.
 
     Args:
-        model: the base; it is copied and frozen, except its head.
+        model: the base; it is changed in place and frozen, except its head.
         scaled_a: module path -> s A [r, in], for every layer that carries an adapter.
         head: path of the head.
         learning_rate: step size.
@@ -130,7 +129,7 @@ class EagerPeer:
         head: str,
         learning_rate: float,
     ) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = model.requires_grad_(False)
         for path, a in scaled_a.items():
             parent, _, name = path.rpartition(".")
             base = self.model.get_submodule(path)
