@@ -21,6 +21,7 @@ from rootlet_runtime.checkpoint import (
 )
 from rootlet_runtime.engines import Engine
 from rootlet_runtime.errors import NonFiniteLossError
+from rootlet_runtime.state import TrainState
 
 FIT_STEM = "fit"
 
@@ -114,13 +115,13 @@ class FitRun:
         resumed_from = position.step
         try:
             stopped = self._train(position, fingerprint)
+            if stopped:
+                self._save(position, fingerprint)
         except NonFiniteLossError:
             self.engine.load_state(before)
             self._forget()
             raise
-        if stopped:
-            self._save(position, fingerprint)
-        else:
+        if not stopped:
             self._forget()
         return FitResult(
             steps=position.step,
@@ -140,6 +141,7 @@ class FitRun:
             batch_size=self.batch_size,
             epochs=self.epochs,
         )
+        stopped = False
         for rows in schedule.rows(position.step):
             batch = gather(self.x, self.y, rows, self.batch_size)
             loss, metric = self.engine.step(batch, self.learning_rate)
@@ -149,12 +151,20 @@ class FitRun:
             position.add(loss, metric, batch.examples, new_epoch=index == 0)
             last = position.step == schedule.steps
             if self._wants_stop(epoch, schedule.steps, position.step, loss, metric) and not last:
-                return True
+                stopped = True
+                break
             if position.step % self.checkpoint_every == 0 and not last:
                 self._save(position, fingerprint)
-        if not all(np.isfinite(array).all() for array in self.engine.state().adapter.values()):
-            raise self._diverged("the last step left the adapter with values that are not finite")
-        return False
+        self._finite_state(position.step)
+        return stopped
+
+    def _finite_state(self, step: int) -> TrainState:
+        """The engine's state; one that is not finite could be saved, but never restored."""
+        state = self.engine.state()
+        for what, arrays in (("adapter", state.adapter), ("optimiser", state.optimizer)):
+            if not all(np.isfinite(array).all() for array in arrays.values()):
+                raise self._diverged(f"step {step} left the {what} with values that are not finite")
+        return state
 
     def _wants_stop(self, epoch: int, steps: int, step: int, loss: float, metric: float) -> bool:
         if self.progress is None:
@@ -197,7 +207,9 @@ class FitRun:
             return
         notes = {**asdict(position), "fingerprint": fingerprint}
         checkpoint = Checkpoint(
-            state=self.engine.state(), manifest_sha256=self.bundle.manifest_sha256, notes=notes
+            state=self._finite_state(position.step),
+            manifest_sha256=self.bundle.manifest_sha256,
+            notes=notes,
         )
         write_checkpoint(self.checkpoint_dir, FIT_STEM, checkpoint)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from rootlet_runtime import Bundle, FitProgress, FitResult, Trainer
+from rootlet_runtime import Bundle, FitProgress, FitResult, Trainer, write_bundle
 from rootlet_runtime.errors import (
     AdapterError,
     CheckpointError,
@@ -114,6 +115,51 @@ def test_a_diverging_fit_gives_the_state_back(
     for other in (trainer, twin):
         fit(other, (origin, label), epochs=1)
     assert same(trainer.adapter, twin.adapter)
+
+
+def test_a_stop_after_the_diverging_step_leaves_no_checkpoint_that_nobody_can_restore(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    """The loss of a step is taken before its update: it is still finite when the fit stops."""
+    origin, label = np.zeros((1, 4), np.float32), np.array([0])
+    bias = np.array([-3.4e38, -3.3e38, -3.3e38], np.float32)
+    trainer.load_adapter(trainer.adapter | {"head.bias": bias})
+    before = trainer.adapter
+    for _ in range(2):
+        with pytest.raises(NonFiniteLossError):
+            fit(
+                trainer,
+                (origin, label),
+                learning_rate=3.4e38,
+                checkpoint_dir=tmp_path,
+                progress=lambda report: False,
+            )
+        assert same(trainer.adapter, before)
+
+
+def test_an_overflowing_optimiser_gives_the_state_back(
+    tiny: Callable[..., Any], key: Any, tmp_path: Path
+) -> None:
+    """Loss 1e32 and gradient 1e16 * 1e6 are finite, but Adam's v = 1e-3 * 1e44 is not.
+
+    The adapter stays finite (a step divided by infinity is none), yet such a state was saved and
+    could then not be restored.
+    """
+    manifest, files = tiny("adam", "regression")
+    for role in ("train", "evaluate", "predict"):
+        model = onnx.load_from_string(files[f"{role}.onnx"])
+        for node in model.graph.node:
+            node.op_type = node.op_type.replace("Tanh", "Identity")
+        files[f"{role}.onnx"] = model.SerializeToString()
+    write_bundle(tmp_path / "b", manifest, files, key)
+    with Bundle.load(tmp_path / "b", trusted_keys=[key.public_key()]) as bundle:
+        trainer = Trainer(bundle)
+        trainer.load_adapter({n: np.zeros_like(a) for n, a in trainer.adapter.items()})
+        x, y = np.full((1, 4), 1e6, np.float32), np.full((1, 3), 1e16, np.float32)
+        with pytest.raises(NonFiniteLossError, match="left the optimiser"):
+            fit(trainer, (x, y), epochs=1)
+        trainer.save(tmp_path)
+        trainer.restore(tmp_path)
 
 
 def test_adapters_come_and_go_as_copies(trainer: Trainer) -> None:
