@@ -18,6 +18,7 @@ from rootlet_runtime.manifest import BASE_FILE, GraphSpec, TensorSpec
 MIN_OPSET, MAX_OPSET = 17, 24
 MIN_IR, MAX_IR = 8, 13
 MAX_NODES = 100_000
+MAX_DIMENSIONS = 16
 ONNX_DOMAINS = ("", "ai.onnx")
 
 ALLOWED_OPERATORS = frozenset(
@@ -201,6 +202,10 @@ def _check_tensor(tensor: memoryview, base_bytes: int) -> Iterator[ExternalTenso
             name = wire.text(value, key)
         elif key == "dims":
             shape.append(wire.integer(value))
+            if len(shape) > MAX_DIMENSIONS:  # each takes memory here, and time in the product
+                raise OperatorError(
+                    f"the tensor {name!r} has more than {MAX_DIMENSIONS} dimensions"
+                )
         elif key == "data_type":
             data_type = wire.integer(value)
         elif key == "data_location":

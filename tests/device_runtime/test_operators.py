@@ -75,6 +75,15 @@ def test_other_data_types_are_refused(kind: int) -> None:
         check_graph(memoryview(raw), SPEC, INPUTS, 0)
 
 
+def test_a_tensor_of_a_million_dimensions_costs_nothing() -> None:
+    """Their product alone, of numbers of a million words, would take hours."""
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[2**62] * 1_000_000)
+    tensor.data_location = TensorProto.EXTERNAL
+    raw = model(helper.make_node("Relu", ["x"], ["y"]), initializers=[tensor])
+    with pytest.raises(OperatorError, match="over 16 dimensions"):
+        check_graph(memoryview(raw), SPEC, INPUTS, 0)
+
+
 def test_the_same_field_twice_is_refused() -> None:
     """Protobuf takes the last op_type: a reader that took the first would see another graph."""
     node = helper.make_node("Relu", ["x"], ["y"]).SerializeToString()
