@@ -1,3 +1,4 @@
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -160,6 +161,30 @@ def test_an_overflowing_optimiser_gives_the_state_back(
             fit(trainer, (x, y), epochs=1)
         trainer.save(tmp_path)
         trainer.restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operator", "found"), [("ReduceMax", "float32[5, 1]"), ("Shape", "int64[2]")]
+)
+def test_an_output_of_another_shape_or_dtype_is_no_prediction(
+    operator: str, found: str, tiny: Callable[..., Any], key: Any, tmp_path: Path
+) -> None:
+    """numpy would broadcast the one, and cast the other."""
+    manifest, files = tiny("sgd")
+    model = onnx.load_from_string(files["predict.onnx"])
+    model.graph.node[-1].output[0] = "probabilities"
+    axes = [onnx.numpy_helper.from_array(np.array([1]), "axes")] * (operator == "ReduceMax")
+    model.graph.initializer.extend(axes)
+    names = ["probabilities", *(tensor.name for tensor in axes)]
+    model.graph.node.append(onnx.helper.make_node(operator, names, ["output"]))
+    output = model.graph.output[0].type.tensor_type
+    output.ClearField("shape")
+    output.elem_type = onnx.TensorProto.FLOAT if axes else onnx.TensorProto.INT64
+    files["predict.onnx"] = model.SerializeToString()
+    write_bundle(tmp_path / "b", manifest, files, key)
+    trainer = Trainer(Bundle.load(tmp_path / "b", trusted_keys=[key.public_key()]))
+    with pytest.raises(TrainingError, match=re.escape(found)):
+        trainer.predict(np.zeros((5, 4), np.float32))
 
 
 def test_adapters_come_and_go_as_copies(trainer: Trainer) -> None:

@@ -183,7 +183,19 @@ class OnnxEngine:
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         found = _guard(role, lambda: session.run_with_ort_values(list(outputs), values, options))
-        return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+        arrays = {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+        for name, array in arrays.items():
+            self._check_output(role, name, array, len(feeds["x"]))
+        return arrays
+
+    def _check_output(self, role: str, name: str, array: AnyArray, batch: int) -> None:
+        """A graph's declared outputs do not bind it; numpy would broadcast what it gives."""
+        expected = (batch, self._bundle.manifest.num_outputs) if name == "output" else ()
+        if array.shape != expected or array.dtype != np.float32:
+            raise TrainingError(
+                f"the {role} graph gives {name} as {array.dtype}{list(array.shape)}, and the "
+                f"manifest says float32{list(expected)}; ask the publisher for another bundle"
+            )
 
     def _session(self, role: str) -> Any:
         if role not in self._sessions:
