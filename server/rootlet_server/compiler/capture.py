@@ -141,9 +141,6 @@ def capture(
         exported = torch.export.export(
             module, (batch, learned), dynamic_shapes=shapes, strict=False
         )
-        table = torch.export.default_decompositions()
-        table.update(export_decompositions())  # type: ignore[no-untyped-call]
-        exported = exported.run_decompositions(table)
     return Captured(
         program=exported, inputs=batch_names + learned_names, outputs=outputs, dynamic_shapes=shapes
     )
