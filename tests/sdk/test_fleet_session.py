@@ -506,6 +506,18 @@ def test_two_messages_at_once_are_a_protocol_error(link):
         connection.pull_messages()
 
 
+def test_a_server_that_announces_nonsense_is_asked_no_more_often(link):
+    def nonsense(request):
+        return {"messages_list": [MESSAGES["Message"]()]}  # without its tree
+
+    link.pull_messages = nonsense
+    runner = Runner(link, polling=PollPolicy(min_s=0.2, max_s=0.2))
+    runner.wait_for(EventKind.DROPPED)
+    time.sleep(0.5)
+    runner.stop()
+    assert link.calls["pull-messages"] <= 4  # 0.5 s / 0.2 s, the first, and one for a slow machine
+
+
 def test_garbage_answers_are_a_protocol_error():
     class Garbage:
         def post(self, path, body):

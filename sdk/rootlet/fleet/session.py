@@ -226,6 +226,7 @@ class FleetSession:
         except (RunEndedError, MessageGoneError, ProtocolError) as error:
             self._emit(EventKind.DROPPED, str(error), envelope)
             self._mailbox.clear()
+            return envelope is not None  # a refused question is no work: ask again after a wait
         return True
 
     def _pull(self) -> bool:
