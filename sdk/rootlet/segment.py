@@ -98,10 +98,14 @@ class SegmentWriter:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = size
-        os.ftruncate(self._file, size)
-        if size == 0:
-            self.append(header)
-            fsync_folder(path.parent)
+        try:
+            os.ftruncate(self._file, size)
+            if size == 0:
+                self.append(header)
+                fsync_folder(path.parent)
+        except OSError:  # the store tries again every second: none of them may stay open
+            self.close()
+            raise
 
     def append(self, raw: bytes) -> None:
         """Writes all of ``raw`` and waits until the medium has it.

@@ -181,6 +181,23 @@ def test_a_full_disk_is_reported_and_nothing_is_lost_when_it_has_room_again(
     assert open_store().notes == ()
 
 
+def test_a_disk_that_stays_full_costs_no_file_descriptors(open_store, monkeypatch):
+    def full(file, raw, offset):
+        raise OSError(28, "No space left on device")
+
+    def open_files():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    store, before = open_store(), open_files()
+    monkeypatch.setattr(os, "pwrite", full)
+    observe(store, [0])
+    for _ in range(5):
+        with pytest.raises(StoreError, match="No space left"):
+            store.flush()
+    assert open_files() == before
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("torn", range(1, 36))
 def test_a_torn_end_is_cut_off_and_noted(tmp_path, torn):
     store = ExampleStore(tmp_path, X, Y)
