@@ -15,7 +15,7 @@ from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from rootlet_runtime.energy import estimate_energy_j
-from rootlet_runtime.errors import AdapterError, DataError
+from rootlet_runtime.errors import AdapterError, NonFiniteLossError
 from rootlet_runtime.fit import FitResult
 from rootlet_runtime.trainer import Trainer
 
@@ -99,7 +99,7 @@ class Participant:
             answer = Answer({}, str(error), protocol.ERROR_REFUSED)
         except Exception as error:  # the app's data source or the engine: the device must live on
             log.warning("a %s request failed", request.message_type, exc_info=True)
-            answer = Answer({}, f"{type(error).__name__}: {error}", protocol.ERROR_FAILED)
+            answer = Answer({}, _reason(error), protocol.ERROR_FAILED)
         trained = request.message_type == protocol.TRAIN
         if answer is None or answer.error or not trained:
             self._trainer.load_adapter(before)
@@ -169,7 +169,7 @@ class Participant:
     def _measured(self, x: np.ndarray, y: np.ndarray) -> Examples:
         """Return the examples to measure on."""
         if len(x) == 0:
-            raise DataError("this device has no examples yet: 0 rows; at least 1 is needed")
+            raise RequestRefusedError("this device has no examples yet; at least 1 is needed")
         holdout = self._data.holdout()
         return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
 
@@ -204,3 +204,10 @@ class Participant:
                     f"{name} is {value}; this device accepts at most {bound}: ask for less, or "
                     "raise the device's limit"
                 )
+
+
+def _reason(error: Exception) -> str:
+    """What the server is told of a failure: other texts may hold paths, labels or values."""
+    if isinstance(error, NonFiniteLossError):
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: this device's own log says more"

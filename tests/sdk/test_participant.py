@@ -10,7 +10,7 @@ from rootlet.fleet.envelope import FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.participant import Participant, RoundLimits
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.errors import AdapterError, NonFiniteLossError
+from rootlet_runtime.errors import AdapterError, DataError, NonFiniteLossError
 from rootlet_runtime.fit import FitResult
 from rootlet_runtime.trainer import EvaluateResult
 
@@ -164,15 +164,22 @@ def test_limits_can_be_set():
         RoundLimits(learning_rate=float("nan"))
 
 
-@pytest.mark.parametrize("error", [NonFiniteLossError("loss is nan"), ZeroDivisionError("bug")])
-def test_a_failing_training_is_answered_and_undone(error):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NonFiniteLossError("loss is nan"), "loss is nan"),
+        (DataError("y: label 7 of /home/ann"), "this device's own log says more"),
+        (ZeroDivisionError("ann"), "this device's own log says more"),
+    ],
+)
+def test_a_failing_training_is_undone_and_its_text_stays_on_the_device(error, told):
     trainer = AddingTrainer()
     trainer.fails_with = error
     participant = Participant(trainer, Data())
     answer = participant.answer(ask())
     assert (answer.code, answer.error) == (
         protocol.ERROR_FAILED,
-        f"{type(error).__name__}: {error}",
+        f"{type(error).__name__}: {told}",
     )
     assert trainer.adapter["w"].tolist() == [-7.0] * 3
     trainer.fails_with = None
@@ -181,7 +188,7 @@ def test_a_failing_training_is_answered_and_undone(error):
 
 def test_a_device_without_examples_says_so():
     answer = Participant(AddingTrainer(), Data(rows=0)).answer(ask())
-    assert answer.code == protocol.ERROR_FAILED
+    assert answer.code == protocol.ERROR_REFUSED
     assert "no examples yet" in answer.error
 
 
