@@ -33,7 +33,7 @@ class Tap:
 
     Attributes:
         inputs: h, in the layer's own layout; kept only where A learns.
-        projected: A h, rows [N, r] or [N, P, r].
+        projected: s A h, rows [N, r] or [N, P, r].
         output: a, in the layer's own layout.
     """
 
@@ -125,8 +125,8 @@ class Learner:
         else:
             a_in_r = frozen[frozen_a_key(site.module)]
         b_r_out = adapter[f"{site.module}.lora_B"].t()
-        z = site.channels_last(h) @ a_in_r
-        change = site.widened(self.scale * (z @ b_r_out))
+        z = self.scale * (site.channels_last(h) @ a_in_r)  # r numbers are fewer than out
+        change = site.widened(z @ b_r_out)
         if site.layout.channels_first:
             change = change.transpose(1, 2).reshape(base.shape)
         return Tap(

@@ -76,18 +76,15 @@ def _site_gradients(  # noqa: PLR0917 (all that one site needs)
         derivative = site.adapted(site.rows(derivative))
     if z.dim() == 2:
         delta = broadcast_NC if derivative is None else broadcast_NC * derivative
-    else:
+    else:  # the weights of the positions go on the narrow side: r numbers a position, not C
         v_P1 = frozen[feedback_keys(site)[2]].to(error_NK.dtype).unsqueeze(-1)
-        if (
-            derivative is None
-        ):  # delta is the same at every position: pool the inputs, not spread it
-            delta, z = broadcast_NC, (z * v_P1).sum(1)
-            h = None if h is None else (h * v_P1).sum(1)
+        z, h = z * v_P1, None if h is None else h * v_P1
+        if derivative is None:  # delta is the same at every position: pool instead of spreading it
+            delta, z, h = broadcast_NC, z.sum(1), None if h is None else h.sum(1)
         else:
-            delta = (broadcast_NC.unsqueeze(1) * (derivative * v_P1)).flatten(0, 1)
-            z = z.flatten(0, 1)
-            h = None if h is None else h.flatten(0, 1)
-    grads = {f"{site.module}.lora_B": learner.scale * (delta.t() @ z)}
+            delta = (broadcast_NC.unsqueeze(1) * derivative).flatten(0, 1)
+            z, h = z.flatten(0, 1), None if h is None else h.flatten(0, 1)
+    grads = {f"{site.module}.lora_B": delta.t() @ z}
     if h is not None:
         grads[f"{site.module}.lora_A"] = learner.scale * ((delta @ b_out_r).t() @ h)
     return grads
