@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,7 +29,7 @@ from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
 from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.errors import RootletError
+from rootlet_runtime.errors import DataError, RootletError
 from rootlet_runtime.fit import FitResult, Progress
 
 DEFAULT_POLICY = ParticipationPolicy()
@@ -91,7 +91,7 @@ class DeviceClient:
             )
         self._bundle, self._on_event, self._recheck_s = bundle, on_event, recheck_s
         self._limits = train.limits()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closing = threading.Event()
         self._last_error = ""
         self._membership: Membership | None = None
@@ -141,7 +141,9 @@ class DeviceClient:
         if not self._observes:
             raise StateError("this client reads its examples from data: add the example there")
         checked_x, checked_y = examples.check_examples(
-            np.asarray(x)[np.newaxis], np.asarray(label)[np.newaxis], self._bundle.manifest
+            _as_array("x", x)[np.newaxis],
+            _as_array("label", label)[np.newaxis],
+            self._bundle.manifest,
         )
         self._store.observe(checked_x[0], checked_y[0])
 
@@ -157,7 +159,7 @@ class DeviceClient:
         Raises:
             DataError: Shape, dtype or value is not what the bundle takes.
         """
-        array = np.asarray(x)
+        array = _as_array("x", x)
         if array.ndim == len(self._bundle.manifest.x.shape) - 1:
             single: npt.NDArray[np.float32] = self._learner.predict(array[np.newaxis])[0]
             return single
@@ -216,7 +218,7 @@ class DeviceClient:
             progress=progress,
         )
         if wait:
-            return training.now()
+            return training.now(self._start)
         return self._start("rootlet-train", training.when_allowed)
 
     # -- the federation --------------------------------------------------------------------------
@@ -325,19 +327,29 @@ class DeviceClient:
         finally:
             if unfinished:
                 _log.warning("%s stays locked until its background ends", self._state.path)
-            else:
-                self._state.close()
+            self._unlock_after(unfinished)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _unlock_after(self, unfinished: Collection[Future[Any]]) -> None:
+        def unlock(_future: Future[Any] | None) -> None:
+            with self._lock:
+                if all(future.done() for future in unfinished):
+                    self._state.close()
+
+        for future in unfinished:
+            future.add_done_callback(unlock)
+        unlock(None)
 
     def _check_open(self) -> None:
         if self._closing.is_set():
             raise StateError("this client is closed: make another one on the same state_dir")
 
     def _start(self, name: str, work: Callable[[], T]) -> Future[T]:
-        future = background.start(name, work)
-        self._running = [running for running in self._running if not running.done()]
-        self._running.append(future)
+        with self._lock:
+            future = background.start(name, work)
+            self._running = [running for running in self._running if not running.done()]
+            self._running.append(future)
         return future
 
     def _tell(self, event: DeviceEvent) -> None:
@@ -350,6 +362,13 @@ class DeviceClient:
                 self._on_event(event)
             except Exception:
                 _log.exception("the app's on_event failed")
+
+
+def _as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{name}: not an array ({error}); give rows of equal shape") from error
 
 
 def _check_address(connect: Connect) -> None:

@@ -1,15 +1,18 @@
 """Training for oneself: on the device's own examples, under the policy, without any server."""
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from rootlet import background
 from rootlet.errors import NotNowError, StateError
 from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.participant import DataSource
 from rootlet_runtime.fit import FitResult, Progress
 from rootlet_runtime.manifest import TrainingDefaults
+
+Start = Callable[[str, Callable[[], FitResult]], Future[FitResult]]
 
 
 @dataclass(kw_only=True)
@@ -36,15 +39,18 @@ class LocalTraining:
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     _refused: bool = field(default=False, init=False)
 
-    def now(self) -> FitResult:
+    def now(self, start: Start) -> FitResult:
         """Trains beside the calling thread, and waits for it.
+
+        Args:
+            start: Runs a named function in the background.
 
         Raises:
             NotNowError: The policy says no, or begins to before the end.
         """
         self._check()
         try:
-            result = background.start("rootlet-train", self._fit).result()
+            result = start("rootlet-train", self._fit).result()
         finally:
             self._cancelled.set()  # an interrupted wait ends the training too
         if self._refused:

@@ -1,5 +1,6 @@
 """The client's own learning: beside the app, under the policy, and whole after any end."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -89,6 +90,40 @@ def test_training_changes_what_the_client_predicts(open_client, observe, mlp_bun
     after = client.predict(mlp_bundle.x[:8])
     assert after.shape == before.shape
     assert np.abs(after - before).max() > 0
+
+
+def test_ragged_rows_are_a_data_error(open_client):
+    client = open_client()
+    ragged = [[0.0], [0.0, 1.0]]
+    with pytest.raises(DataError, match="x: not an array"):
+        client.predict(ragged)
+    with pytest.raises(DataError, match="label: not an array"):
+        client.observe(np.zeros(64, np.float32), ragged)
+
+
+def test_closing_keeps_the_state_locked_until_a_training_has_ended(open_client, observe):
+    client = open_client()
+    observe(client)
+    in_step, release = threading.Event(), threading.Event()
+
+    def hang(_progress):
+        in_step.set()
+        release.wait(WAIT_S)
+
+    app = threading.Thread(target=lambda: client.train_locally(hang))
+    app.start()
+    in_step.wait(WAIT_S)
+    client.close(timeout_s=0.1)
+    with pytest.raises(StateError, match="in use"):
+        open_client()  # the training has yet to write its checkpoint there
+    release.set()
+    app.join(WAIT_S)
+
+    def unlocked():
+        with contextlib.suppress(StateError):
+            return open_client()
+
+    eventually(unlocked)
 
 
 def test_one_input_gives_one_output(open_client, mlp_bundle):
