@@ -41,6 +41,21 @@ def test_events_are_read_back_as_written(tmp_path):
     assert list(reader.read()) == []
 
 
+def test_a_line_that_a_crash_tore_costs_no_other_event(tmp_path):
+    path = tmp_path / "e.jsonl"
+    log = EventLog(path)
+    log.write(STARTED)
+    log.close()
+    with path.open("ab") as file:
+        file.write(b'{"kind": "round_fini')
+    late = EventReader(path, from_end=True)
+    log = EventLog(path)
+    log.write(FINISHED)
+    log.close()
+    assert list(EventReader(path).read()) == [STARTED, FINISHED]
+    assert list(late.read()) == [FINISHED]
+
+
 def test_a_second_run_appends_and_a_reader_from_the_end_sees_only_that(tmp_path):
     path = tmp_path / "e.jsonl"
     for event in (STARTED, FINISHED):

@@ -6,6 +6,7 @@ events.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -199,7 +200,9 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("ab+", buffering=0)
+        if self._file.tell() and not self._ends_a_line():
+            self._file.write(b"\n")  # what a crash left of a line stays one of its own
 
     def write(self, event: Event) -> None:
         """Append one event."""
@@ -209,6 +212,10 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _ends_a_line(self) -> bool:
+        self._file.seek(-1, os.SEEK_END)
+        return self._file.read(1) == b"\n"
 
 
 class EventReader:
@@ -239,13 +246,16 @@ class EventReader:
 
 
 def parse_event(line: bytes | str) -> Event | None:
-    """The event in one line, or None if it is of a kind that this version does not know."""
-    values: dict[str, Any] = json.loads(line)
-    kind = KINDS.get(values.pop("kind", ""))
-    if kind is None:
+    """The event in one line; None if this version does not know its kind, or a crash tore it."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        kind = KINDS.get(values.pop("kind", ""))
+        if kind is None:
+            return None
+        known = {item.name for item in fields(kind)}
+        return kind(**{name: value for name, value in values.items() if name in known})
+    except (ValueError, TypeError, AttributeError):
         return None
-    known = {item.name for item in fields(kind)}
-    return kind(**{name: value for name, value in values.items() if name in known})
 
 
 OnEvent = Callable[[Event], None]
