@@ -61,6 +61,14 @@ def test_a_restart_keeps_the_authority_and_the_certificate(tmp_path):
     assert again == first
 
 
+def test_a_crash_between_key_and_certificate_is_made_good(tmp_path):
+    files = make_local_tls(tmp_path / "tls", "127.0.0.1")
+    other = make_local_tls(tmp_path / "other", "127.0.0.1")
+    files.key.write_bytes(other.key.read_bytes())  # the key is written first
+    again = make_local_tls(tmp_path / "tls", "127.0.0.1")
+    TlsFiles.load(again.ca, again.certificate, again.key, host="127.0.0.1")
+
+
 def test_a_new_name_makes_a_new_certificate_under_the_same_authority(tmp_path):
     first = make_local_tls(tmp_path / "tls", "127.0.0.1")
     authority = first.ca.read_bytes()

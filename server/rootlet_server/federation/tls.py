@@ -189,6 +189,9 @@ def _is_current(files: TlsFiles, wanted: set[str]) -> bool:
     if not (files.certificate.exists() and files.key.exists()):
         return False
     certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
+        return False  # a crash came between the two files
     fresh = certificate.not_valid_after_utc - _RENEW_BEFORE > datetime.datetime.now(datetime.UTC)
     return fresh and wanted <= _names_of(certificate)
 
