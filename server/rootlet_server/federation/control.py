@@ -60,6 +60,7 @@ class ControlLink:
     """
 
     def __init__(self, address: str, *, root_certificate: bytes | None, task_secret: bytes) -> None:
+        self._run_id: int | None = None
         insecure = root_certificate is None
         version = RuntimeVersionHttpInterceptor(component_name="rootlet-serve")
         self._control = ControlHttpClient.from_server_address(
@@ -106,14 +107,23 @@ class ControlLink:
             raise _refused("the run", error) from None
         if not response.HasField("run_id"):
             raise SuperLinkError("the SuperLink did not start the run; its log says why")
-        return int(response.run_id)
+        self._run_id = int(response.run_id)
+        return self._run_id
 
     def take_task(self) -> str | None:
-        """The token of a ServerApp task that waits to be run, or None where there is none."""
+        """Take the next ServerApp task in line.
+
+        Whoever may log in to this machine can submit a run to the Control API. The task of another
+        run than ours is taken out of the line and given to nobody, so that its code never runs.
+
+        Returns:
+            Its token; None where there is no task, or one of another run than this link's last.
+        """
         response = self._runtime.AcquireTask(
             AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
         )
-        return str(response.token) if response.HasField("task") and response.token else None
+        ours = response.HasField("task") and response.task.run_id == self._run_id
+        return str(response.token) if ours and response.token else None
 
     def __enter__(self) -> Self:
         """The open connection."""
