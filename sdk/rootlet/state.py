@@ -14,9 +14,7 @@ Files are written aside, fsynced and renamed; a crash leaves the old file or the
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
 from datetime import date
@@ -25,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from rootlet.errors import StateError
 from rootlet.fleet.keys import NodeKey
+from rootlet.lock import DirectoryLock
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_runtime.errors import RollbackError
 from rootlet_runtime.manifest import Manifest
@@ -39,26 +38,14 @@ class StateDirectory:
         path: The directory.
 
     Raises:
-        StateError: Another client uses it.
+        StateError: Another client uses it, or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.examples = path / "examples"
         self.mailbox = path / "mailbox"
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace") or "unknown"
-            os.close(self._lock)
-            raise StateError(
-                f"{path} is in use by process {holder}: close that client first, "
-                "or give this one a state directory of its own"
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode("ascii"), 0)
+        self._lock = DirectoryLock(path)
 
     def __enter__(self) -> Self:
         return self
@@ -68,9 +55,7 @@ class StateDirectory:
 
     def close(self) -> None:
         """Lets another client use the directory; a second call does nothing."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def accept(self, manifest: Manifest) -> None:
         """Remembers a bundle's version.

@@ -21,7 +21,9 @@ from rootlet.fleet.keys import NodeKey
 from rootlet.fleet.messages import MESSAGES
 from rootlet.fleet.objects import ObjectSet
 from rootlet_runtime import Bundle
+from rootlet_server.federation.control import ControlLink
 from rootlet_server.federation.events import EventReader
+from rootlet_server.federation.superlink import SuperLink, SuperLinkConfig
 
 ANY_TIME = ParticipationPolicy(charging=False, unmetered=False, idle=False)
 START_S, END_S = 60.0, 60.0
@@ -256,6 +258,35 @@ def test_a_device_that_answers_nonsense_is_left_out(serve, joined):
     assert (returncode, error) == (0, "")
     refused = [event for event in server.events if event.kind == "reply_refused"]
     assert [event.phase for event in refused] == ["train", "evaluate"]
+
+
+def test_a_second_server_on_the_same_state_directory_is_refused(serve):
+    first = serve("--rounds", 1)
+    first.wait_for("listening")
+    returncode, _, error = serve("--rounds", 1).finish()
+    assert returncode == 1
+    assert f"in use by process {first.process.pid}" in error
+    assert first.process.poll() is None
+
+
+def test_a_state_directory_that_cannot_be_made_is_told_in_one_line(serve, tmp_path):
+    (tmp_path / "state").write_text("not a directory")
+    returncode, _, error = serve().finish()
+    assert (returncode, error.count("\n")) == (1, 1)
+    assert "cannot keep state" in error
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # flwr's, on building an app
+def test_a_run_that_somebody_else_submitted_is_not_run(tmp_path):
+    with SuperLink(SuperLinkConfig(state_dir=tmp_path)) as link:
+        somebody, server = (
+            ControlLink(link.address, root_certificate=None, task_secret=link.task_secret)
+            for _ in range(2)
+        )
+        with somebody, server:
+            assert somebody.submit(tmp_path / "theirs") != server.submit(tmp_path / "ours")
+            assert server.take_task() is None  # theirs, the first in line
+            assert server.take_task()
 
 
 def test_a_public_address_is_refused_before_anything_listens(serve):

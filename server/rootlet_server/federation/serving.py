@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from rootlet.lock import DirectoryLock
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.signing import load_private_key, public_key_hex
 from rootlet_runtime.writer import publish
@@ -70,6 +71,7 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
 
     Raises:
         BundleError: the bundle is refused.
+        StateError: another server uses the state directory, or it cannot be written.
         FederationError: its subclass names the reason.
         KeyboardInterrupt: after every process was stopped.
     """
@@ -82,7 +84,10 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
             f"the signing key's public key {signer} is not among the trusted keys, so devices "
             "would refuse the improved bundle; add it (--trusted-key), or sign with a trusted key"
         )
-    with Bundle.load(config.bundle, trusted_keys=config.trusted_keys) as bundle:
+    with (
+        Bundle.load(config.bundle, trusted_keys=config.trusted_keys) as bundle,
+        DirectoryLock(config.state_dir),
+    ):
         paths = ServePaths(
             state_dir=config.state_dir.resolve(),
             manifest_sha256=bundle.manifest_sha256,
@@ -96,7 +101,7 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
         final = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
         out = config.out or paths.improved
         version = publish(bundle, out, signing_key=private_key, adapter=final.adapter).version
-    plan.checkpoint_path.unlink()
+        plan.checkpoint_path.unlink()
     published = Published(path=str(out), version=version)
     _log(plan, published)
     follower.on_event(published)
