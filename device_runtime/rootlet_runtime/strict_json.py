@@ -9,6 +9,7 @@ own values in ``__post_init__``.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -39,13 +40,18 @@ def decode(parsed: object, cls: type[T]) -> T:
 def parse(raw: bytes) -> Any:
     """Parses JSON, refusing duplicate keys and non-finite constants."""
     try:
-        return json.loads(
-            raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        parsed = json.loads(
+            raw.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
+        json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair is no Unicode
     except StrictJsonError:
         raise
     except (ValueError, RecursionError) as error:
         raise StrictJsonError(f"not valid JSON in UTF-8: {error}") from error
+    return parsed
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -54,6 +60,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise StrictJsonError(f"duplicate key {max(keys, key=keys.count)!r}")
     return found
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise StrictJsonError(f"the number {digits[:40]} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

@@ -131,6 +131,16 @@ def test_hostile_json_is_a_manifest_error(text: bytes) -> None:
         Manifest.from_json(text)
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"-1e999", b'"\\ud800"', b'{"\\udfff": 1}'])
+def test_what_could_not_be_written_again_is_refused(value: bytes, vector: dict[str, Any]) -> None:
+    """json.loads makes an infinity of a huge number, and takes half a surrogate pair."""
+    empty = b'"extensions": {}'
+    raw = json.dumps(vector).encode()
+    assert raw.count(empty) == 1
+    with pytest.raises(ManifestError, match=r"too large|surrogates not allowed"):
+        Manifest.from_json(raw.replace(empty, b'"extensions": {"a": %b}' % value))
+
+
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_raise_anything_else(raw: bytes) -> None:
     with pytest.raises(ManifestError):
