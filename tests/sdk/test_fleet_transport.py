@@ -301,7 +301,10 @@ def test_a_refused_signature_with_a_right_clock_is_an_error(serve, transport):
 
 
 def test_a_401_with_an_absurd_date_changes_nothing(serve, transport):
-    for date in ("yesterday", "Mon, 99 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 10000 00:00:00 GMT"):
+    for date in (
+        *("yesterday", "Mon, 99 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 10000 00:00:00 GMT"),
+        *("Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 +2300"),
+    ):
         server = serve((401, b""))
         server.date = date
         clock = ServerClock()

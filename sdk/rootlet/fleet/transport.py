@@ -43,6 +43,10 @@ CLOCK_TOLERANCE_S = 4.0
 the clock."""
 
 
+CLOCK_YEARS = range(2020, 2100)
+"""Years that a server may correct this device's clock to: it signs what it takes for the time."""
+
+
 class Transport(Protocol):
     """One request, one answer."""
 
@@ -256,7 +260,9 @@ class HttpTransport:
 
 
 def _seconds(date: str | None) -> float | None:
+    """The server's date, where it is one that a server can have."""
     try:
-        return email.utils.parsedate_to_datetime(date).timestamp() if date else None
+        found = email.utils.parsedate_to_datetime(date) if date else None
     except ValueError:
         return None
+    return found.timestamp() if found and found.year in CLOCK_YEARS else None
