@@ -145,8 +145,8 @@ class Membership:
     def _take_part_or_pause(self) -> None:
         try:
             self._take_part()
-        except FleetError as error:
-            if not error.retryable:
+        except (FleetError, OSError) as error:  # OSError: the disk is full, and may have room later
+            if isinstance(error, FleetError) and not error.retryable:
                 raise
             detail = f"{error}; tries again in {RETRY_S:.0f} s"
             self._means.tell(DeviceEvent(kind="failed", detail=detail))

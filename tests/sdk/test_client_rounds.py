@@ -350,9 +350,12 @@ def test_a_lasting_refusal_is_told_and_not_raised(client, session, events, caplo
     online(session, client, 2)
 
 
-def test_a_failure_that_may_pass_is_tried_again(client, session, monkeypatch, events):
+@pytest.mark.parametrize(
+    "failure", [NodeStillActiveError("online"), OSError(28, "No space left on device")]
+)
+def test_a_failure_that_may_pass_is_tried_again(client, session, monkeypatch, events, failure):
     monkeypatch.setattr(membership_module, "RETRY_S", 0.01)
-    session.failure = NodeStillActiveError("counts it as online")
+    session.failure = failure
     client.join(ADDRESS)
     eventually(lambda: len(session.opened) > 2)
     session.failure = None
