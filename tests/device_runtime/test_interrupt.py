@@ -48,9 +48,13 @@ def test_an_interrupted_state_is_that_of_a_whole_step(
     fit(interrupted, examples, stop_at=1)
     interrupted.load_adapter(bundle.initial_adapter())
     timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGUSR1))
-    with pytest.raises(KeyboardInterrupt):  # on a busy machine the signal may come before the fit
-        timer.start()
+
+    def fit_until_interrupted() -> None:
+        timer.start()  # in here: on a busy machine the signal may come before the fit
         fit(interrupted, examples)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_until_interrupted()
     timer.join()
     state = interrupted._engine.state()
     if state.steps:
