@@ -18,6 +18,8 @@ from rootlet_server import federation
 if TYPE_CHECKING:
     from rootlet_server.federation.config import TlsChoice
 
+DEFAULT_PORT = 9444
+
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = """\
 Start a Flower SuperLink, wait for devices, run rounds of federated averaging over the adapters of a
@@ -84,7 +86,12 @@ def _add_round_options(group: argparse._ArgumentGroup) -> None:
 def _add_network_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=9444, help="port; 0 for a free one (default: %(default)s)")
+    add(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help="port; 0 for a free one (default: %(default)s)",
+    )
     add(
         "--tls",
         type=_tls,

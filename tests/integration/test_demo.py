@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +37,16 @@ def test_demo_holds_its_claim_and_leaves_what_it_says(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "so it holds" in result.stdout
     assert "an estimate" in result.stdout
+    assert re.search("^✓ 10 rounds", result.stdout, re.MULTILINE), "a line of its own"
     run = _run_folder(tmp_path)
     assert (run / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     keys = [load_public_key(run / "publisher.pub.pem")]
     with Bundle.load(run / "digits-2.rootlet", trusted_keys=keys) as improved:
         assert improved.manifest.version == 2
     assert len(list(run.glob("device-*"))) == 8
+    (show,) = re.findall(r"^  (.* bundle show .*)$", result.stdout, re.MULTILINE)
+    shown = subprocess.run(show, shell=True, capture_output=True, text=True, check=True)  # noqa: S602
+    assert shown.stdout.startswith("VERIFIED")
 
 
 def test_demo_fails_when_accuracy_does_not_rise_enough(tmp_path: Path) -> None:

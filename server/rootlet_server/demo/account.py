@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.signing import load_public_key
+from rootlet_server.cli_serve import DEFAULT_PORT
+from rootlet_server.federation.console import kilobytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from rootlet_server.demo.data import DemoData
@@ -64,14 +67,15 @@ def tell(
     upright: float,
     seconds: float,
 ) -> None:
-    """Print a plain account of the run, the verdict on its claim, and three commands to try."""
+    """Print a plain account of the run, the verdict on its claim, and commands to try."""
     publisher = outcome.folder / "publisher.pub.pem"
     with Bundle.load(result.bundle, trusted_keys=[load_public_key(publisher)]) as bundle:
         learned = sum(spec.elements for spec in bundle.manifest.adapter)
-    down = sum(r.bytes_down for r in result.rounds) / 1e6
-    up = sum(r.bytes_up for r in result.rounds) / 1e6
+    down = kilobytes(sum(r.bytes_down for r in result.rounds))
+    up = kilobytes(sum(r.bytes_up for r in result.rounds))
     energy_mj = 1e3 * sum(r.energy_estimated_j for r in result.rounds)
     angles = [device.angle for device in data.devices]
+    averaged = "once" if len(result.rounds) == 1 else f"{len(result.rounds)} times"
     rule = "one broadcast of the error (DFA)" if config.rule == "dfa" else "backprop"
     console.print(
         f"\n[bold]What happened[/]\n"
@@ -80,8 +84,8 @@ def tell(
         f"degrees, each by its own angle; of those it gets {outcome.before:.0%}. "
         f"Each device, a process without torch, trained {learned:,} adapter values on its own "
         f"digits by {rule}, with the base in int8 on ONNX Runtime, and sent the adapter alone: "
-        f"{down:.1f} MB came down and {up:.1f} MB went up in all, and no digit among them. "
-        f"The server averaged {len(result.rounds)} times. "
+        f"{down} came down and {up} went up in all, and no digit among them. "
+        f"The server averaged {averaged}. "
         f"Now the devices get {outcome.after:.0%} of their held-out digits right.\n"
         f"Training took about {energy_mj:.1f} mJ on all devices together: "
         "[bold]an estimate[/] from counted operations; no meter was read.\n",
@@ -97,17 +101,37 @@ def tell(
         soft_wrap=True,
     )
     console.print("[bold]Try next[/]", highlight=False)
-    for command in _next_commands(config, result, publisher):
-        console.print("  " + shlex.join(command), highlight=False, soft_wrap=True)
+    for purpose, command in _next_commands(config, outcome, result.bundle, publisher):
+        console.print(f"  [dim]# {purpose}[/]", highlight=False, soft_wrap=True)
+        line = shlex.join([*_program(), *command])
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _next_commands(
-    config: DemoConfig, result: ServeResult, publisher: Path
-) -> tuple[list[str], ...]:
+    config: DemoConfig, outcome: Outcome, bundle: Path, publisher: Path
+) -> tuple[tuple[str, list[str]], ...]:
+    """(what for, arguments of `rootlet`) for each command to try."""
     other = "backprop" if config.rule == "dfa" else "dfa"
+    trusted = [str(bundle), "--trusted-key", str(publisher)]
+    signing_key = str(outcome.folder / "publisher.pem")
+    data = str(outcome.folder / "device-1" / "train.npz")
     return (
-        ["rootlet", "bundle", "show", str(result.bundle), "--trusted-key", str(publisher)],
-        ["rootlet", "demo", "--rule", other],
-        ["rootlet", "serve", "--bundle", str(result.bundle), "--trusted-key", str(publisher),
-         "--signing-key", str(publisher.parent / "publisher.pem"), "--rounds", "3"],
+        ("what the improved bundle holds", ["bundle", "show", *trusted]),
+        ("the same with the other rule", ["demo", "--rule", other]),
+        ("a server that goes on from the improved bundle, without TLS on this machine only",
+         ["serve", "--bundle", *trusted, "--signing-key", signing_key,
+          "--rounds", "3", "--min-devices", "1"]),
+        ("in another shell, a device for it",
+         ["device", "--superlink", f"127.0.0.1:{DEFAULT_PORT}", "--bundle", *trusted,
+          "--data", data, "--ignore-conditions", "--max-rounds", "3"]),
     )  # fmt: skip
+
+
+def _program() -> list[str]:
+    """How a shell starts this program again: by name where that finds it, else as it was called."""
+    called = Path(sys.argv[0])
+    if called.suffix == ".py":
+        return [sys.executable, "-m", "rootlet_server.cli"]
+    found = shutil.which(called.name)
+    by_name = found is not None and called.exists() and called.samefile(found)
+    return [called.name if by_name else str(called)]

@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from rootlet_server.federation.console import kilobytes
 from rootlet_server.federation.events import (
     Evaluated,
     Event,
@@ -33,7 +34,7 @@ COLUMNS = (
     "down",
     "up",
     "seconds",
-    "energy (estimate)",
+    "energy (est.)",
 )
 
 
@@ -66,6 +67,8 @@ class Board:
             yield take
             view.status = None
             live.update(view.render())
+        if not self.console.is_terminal:
+            self.console.line()  # Live ends its line on a terminal only
         self._done(name, start)
 
     def _done(self, name: str, start: float) -> None:
@@ -113,8 +116,8 @@ def _row(event: RoundFinished) -> tuple[str, ...]:
         f"{event.devices}/{event.asked}",
         f"{event.means['accuracy_received']:.1%}",
         f"{event.means['accuracy_trained']:.1%}",
-        f"{event.bytes_down / 1e3:.0f} kB",
-        f"{event.bytes_up / 1e3:.0f} kB",
+        kilobytes(event.bytes_down),
+        kilobytes(event.bytes_up),
         f"{event.seconds:.1f}",
         f"{event.energy_estimated_j * 1e3:.2f} mJ",
     )

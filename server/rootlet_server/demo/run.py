@@ -35,7 +35,8 @@ def run_demo(config: DemoConfig, console: Console) -> Outcome:
     data = load_demo_data(config.devices, np.random.default_rng(config.seed))
     bundle, publisher, upright = _bundle(config, data, folder, board)
     with DemoFleet(folder, data.devices, config.rounds) as fleet:
-        name = f"{config.rounds} rounds over a SuperLink with TLS and node authentication"
+        rounds = "1 round" if config.rounds == 1 else f"{config.rounds} rounds"
+        name = f"{rounds} over a SuperLink with TLS and node authentication"
         followed = _Followed()
         with board.rounds(name) as show:
 
