@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,39 @@ def test_demo_fails_when_accuracy_does_not_rise_enough(tmp_path: Path) -> None:
     result = _demo(tmp_path, "--rounds", "1", "--devices", "12")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "does not hold" in result.stdout
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_no_device_outlives_a_demo_that_was_killed(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "rootlet_server.cli", "demo", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _until(lambda: any("activated" in log.read_text() for log in tmp_path.glob("*/*/log.txt")))
+        assert _mentioning(tmp_path) - {demo.pid}
+    finally:
+        demo.send_signal(signal.SIGKILL)
+        demo.wait()
+    _until(lambda: not _mentioning(tmp_path))
+
+
+def _mentioning(folder: Path) -> set[int]:
+    """The processes with ``folder`` in their arguments."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = entry.read_bytes()
+        except OSError:  # it has ended
+            continue
+        if str(folder).encode() in arguments:
+            found.add(int(entry.parent.name))
+    return found
+
+
+def _until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -1,15 +1,13 @@
-"""The demo's devices: one process each, started exactly as a person would from a shell."""
+"""The demo's devices: one process each, with the arguments a person would give in a shell."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from rootlet.fleet.keys import NodeKey
+from rootlet_server.federation.process import ChildProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from rootlet_server.demo.data import DeviceData
     from rootlet_server.federation.events import Listening
 
-LEAVE_TIMEOUT_S = 20.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class DemoFleet:
@@ -33,7 +31,7 @@ class DemoFleet:
     def __init__(self, folder: Path, devices: tuple[DeviceData, ...], rounds: int) -> None:
         self._rounds = rounds
         self.node_keys = folder / "node-keys"
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[ChildProcess] = []
         self._homes = [folder / f"device-{number}" for number in range(1, len(devices) + 1)]
         self.node_keys.mkdir(parents=True)
         for home, device in zip(self._homes, devices, strict=True):
@@ -62,31 +60,16 @@ class DemoFleet:
 
     def start(self, bundle: Path, publisher: Path, listening: Listening) -> None:
         """Start every device."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         commands = self.commands(bundle, publisher, listening)
         for home, command in zip(self._homes, commands, strict=True):
-            with (home / "log.txt").open("wb") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "rootlet_server.cli", *command],
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                        start_new_session=True,
-                    )
+            self._processes.append(
+                ChildProcess(
+                    "rootlet_server.demo.device",
+                    command,
+                    log_path=home / "log.txt",
+                    environment=ONE_THREAD,
                 )
-
-    def stop(self) -> None:
-        """Ask every device to leave, and end those that do not."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(LEAVE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            )
 
     def __enter__(self) -> Self:
         """Nothing is started yet: the server's address is not known."""
@@ -98,5 +81,9 @@ class DemoFleet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop what was started."""
-        self.stop()
+        """End every device: asked to leave, or at once where there is no server left to tell."""
+        for process in self._processes:
+            if error is None:
+                process.stop()
+            else:
+                process.kill()

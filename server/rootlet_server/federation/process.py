@@ -17,9 +17,8 @@ _LOG_TAIL_BYTES = 4000
 class ChildProcess:
     """A module of this package, run as a program.
 
-    Guarantees: `stop()` leaves no process of the child's group behind, and the child ends by
-        itself when this
-    process dies, also by SIGKILL.
+    Guarantees: `stop()` and `kill()` leave no process of the child's group behind, and the child
+        ends by itself when this process dies, also by SIGKILL.
 
     Args:
         module: The module's full name; it watches its lifeline (`lifeline.py`).
@@ -90,6 +89,12 @@ class ChildProcess:
         if self._popen.poll() is None:
             self._popen.terminate()
             self.wait(_STOP_GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child's group at once, and reap the child. A second call does nothing."""
+        if self._stdin.closed:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait()
