@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"this command needs {missing}, which is not installed; run: "
             'pip install "rootlet[server]"'
         )
+    except OSError as error:
+        return _fail(_in_words(error))
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
 
@@ -76,6 +78,12 @@ def _print_version(_arguments: argparse.Namespace) -> int:
 def _fail(message: str) -> int:
     print(f"rootlet: {message}", file=sys.stderr)
     return _EXIT_FAILURE
+
+
+def _in_words(error: OSError) -> str:
+    if error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}; give a path that this user can read and write"
 
 
 if __name__ == "__main__":

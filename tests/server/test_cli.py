@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rootlet_runtime.errors import RootletError
@@ -72,6 +73,12 @@ def raising(error):
             "rootlet: this command needs torch, which is not installed; run: "
             'pip install "rootlet[server]"\n',
         ),
+        (
+            PermissionError(13, "Permission denied", "/out"),
+            1,
+            "rootlet: /out: Permission denied; give a path that this user can read and write\n",
+        ),
+        (OSError("no route"), 1, "rootlet: no route\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -120,3 +127,29 @@ def test_a_missing_key_file_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("rootlet: k.pem: cannot be read")
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--evaluate-data", "wide.npz", "x: shape (2, 999)"),
+        ("--evaluate-data", "absent.npz", "numpy.savez"),
+        ("--out", "a-file/improved.rootlet", "a-file: "),
+    ],
+)
+def test_what_would_fail_after_the_rounds_is_refused_before_them(
+    mlp_bundle, tmp_path, capsys, option, value, line
+):
+    np.savez(tmp_path / "wide.npz", x=np.zeros((2, 999), np.float32), y=np.zeros(2, np.int64))
+    (tmp_path / "a-file").touch()
+    arguments = [
+        *("serve", "--bundle", str(mlp_bundle.path)),
+        *("--trusted-key", str(mlp_bundle.public_key_path)),
+        *("--signing-key", str(mlp_bundle.signing_key_path)),
+        *("--state-dir", str(tmp_path / "state"), option, str(tmp_path / value)),
+    ]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert line in captured.err
+    assert captured.err.count("\n") == 1

@@ -5,8 +5,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from rootlet.data import load_npz
 from rootlet.lock import DirectoryLock
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.examples import check_examples
 from rootlet_runtime.signing import load_private_key, public_key_hex
 from rootlet_runtime.writer import publish
 from rootlet_server.errors import RunError, ServeConfigError, SuperLinkError
@@ -94,12 +96,13 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
             name=bundle.manifest.name,
             version=bundle.manifest.version,
         )
+        out = config.out or paths.improved
+        out.parent.mkdir(parents=True, exist_ok=True)  # refused now rather than after the rounds
         plan = _make_plan(config, bundle, paths)
         _prepare_checkpoint(bundle, plan)
         plan.save(paths.plan)
         evaluated = _run(config, paths, plan, follower)
         final = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
-        out = config.out or paths.improved
         version = publish(bundle, out, signing_key=private_key, adapter=final.adapter).version
         plan.checkpoint_path.unlink()
     published = Published(path=str(out), version=version)
@@ -122,6 +125,8 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
             f"batch_size is {batch_size}; the bundle takes at most {manifest.max_batch}"
         )
     data = config.evaluate_data
+    if data is not None:  # read again by the ServerApp, but refused before any device trains
+        check_examples(*load_npz(data), manifest)
     return FederationPlan(
         bundle=manifest.name,
         bundle_version=manifest.version,
