@@ -22,11 +22,15 @@ from rootlet.cli_policy import add_policy_options, policy_of
 from rootlet.client import LEAVE_TIMEOUT_S, DeviceClient
 from rootlet.data import ArrayData, load_npz
 from rootlet.device_log import DeviceLog
+from rootlet.errors import ConfigError
 from rootlet.fleet.keys import NodeKey
 from rootlet.status import DeviceEvent, DeviceState
+from rootlet.store import Examples
 from rootlet.train_config import TrainConfig
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.errors import RootletError
+from rootlet_runtime.errors import DataError, RootletError
+from rootlet_runtime.examples import check_examples
+from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.signing import load_public_key
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -100,7 +104,7 @@ def run_device(arguments: argparse.Namespace) -> int:
 def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     keys = [load_public_key(path) for path in arguments.trusted_key]
     bundle = stack.enter_context(Bundle.load(arguments.bundle, trusted_keys=keys))
-    data, node_key = _data(arguments), _node_key(arguments)
+    data, node_key = _data(arguments, bundle.manifest), _node_key(arguments)
     state_dir = arguments.state_dir or Path(
         stack.enter_context(tempfile.TemporaryDirectory(prefix="rootlet-device-"))
     )
@@ -172,20 +176,34 @@ def _interruptions(over: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _data(arguments: argparse.Namespace) -> ArrayData:
-    examples = load_npz(arguments.data)
+def _data(arguments: argparse.Namespace, manifest: Manifest) -> ArrayData:
+    examples = _examples(arguments.data, manifest)
     if arguments.holdout is None:
         return ArrayData.split(examples)
-    return ArrayData(examples, load_npz(arguments.holdout))
+    return ArrayData(examples, _examples(arguments.holdout, manifest))
+
+
+def _examples(path: Path, manifest: Manifest) -> Examples:
+    """The examples of a file, refused here rather than in a round."""
+    x, y = load_npz(path)
+    try:
+        return check_examples(x, y, manifest)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _node_key(arguments: argparse.Namespace) -> NodeKey | None:
     path = arguments.node_key
     if path is None:
+        if arguments.generate_node_key:
+            raise ConfigError("--generate-node-key needs the file to make: add --node-key FILE")
         return None
     if arguments.generate_node_key and not path.exists():
         key = NodeKey.load_or_generate(path)
-        print(f"node key: made {path}; register it by: flwr supernode register {path}.pub")
+        print(
+            f"node key: made {path}; give {path}.pub to the server's operator, for the folder of "
+            "its --node-keys"
+        )
         return key
     return NodeKey.load(path)
 

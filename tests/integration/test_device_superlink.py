@@ -207,4 +207,4 @@ def test_an_unregistered_command_waits_and_says_so(superlink, mlp_bundle, tmp_pa
         finally:
             process.kill()
     assert process.returncode == 0
-    assert "register it by: flwr supernode register" in printed
+    assert "for the folder of its --node-keys" in printed

@@ -113,6 +113,7 @@ def test_wrong_options_end_with_code_2(parse, capsys, options, message):
         (("--battery-above", "7"), "battery_above is 7"),
         (("--events", "/absent/events.jsonl"), "/absent/events.jsonl"),
         (("--state-dir", "/proc/state"), "/proc/state"),
+        (("--generate-node-key",), "add --node-key FILE"),
     ],
 )
 def test_what_cannot_be_used_ends_with_code_1_and_one_line(run, capsys, options, message):
@@ -121,6 +122,34 @@ def test_what_cannot_be_used_ends_with_code_1_and_one_line(run, capsys, options,
     assert error.startswith("rootlet: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--data", "--holdout"])
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((3, 999), np.float32), np.zeros(3, np.int64), "x: shape (3, 999)"),
+        (None, np.full(20, 99), "y: label 99"),
+        (None, np.zeros(20, np.float32), "y: dtype float32"),
+        (np.full(1, np.nan), None, "NaN"),
+        (np.zeros(0), None, "x: empty"),
+    ],
+)
+def test_data_that_does_not_fit_the_bundle_is_refused_before_joining(
+    run, mlp_bundle, tmp_path, capsys, option, x, y, message
+):
+    rows = mlp_bundle.x[:20]
+    if x is None:
+        x = rows
+    elif x.ndim == 1:
+        x = np.broadcast_to(x[:, np.newaxis], (len(x), rows.shape[1]))
+    y = mlp_bundle.y[: len(x)] if y is None else y
+    np.savez(tmp_path / "other.npz", x=x, y=y)
+    assert run(option, str(tmp_path / "other.npz")) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"rootlet: {tmp_path / 'other.npz'}: ")
+    assert message in captured.err
 
 
 def test_an_untrusted_bundle_is_refused(parse, mlp_bundle, tmp_path, capsys):
