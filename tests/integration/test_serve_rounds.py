@@ -164,7 +164,7 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
     server = serve(
         *("--rounds", 3, "--min-devices", DEVICES, "--tls", "auto", "--host", "127.0.0.2"),
         *("--node-keys", tmp_path / "keys", "--out", tmp_path / "improved.rootlet"),
-        *("--learning-rate", "0.2", "--evaluate-data", data),
+        *("--learning-rate", "0.02", "--evaluate-data", data),
     )
     listening = server.wait_for("listening")
     assert listening.node_auth
@@ -182,7 +182,8 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
     assert all(event.bytes_down > 0 and event.bytes_up > 0 for event in rounds)
     evaluated = next(event for event in server.events if event.kind == "evaluated")
     assert evaluated.devices == DEVICES
-    assert evaluated.means["accuracy_received"] > rounds[0].means["accuracy_received"]
+    gain = evaluated.means["accuracy_received"] - rounds[0].means["accuracy_received"]
+    assert gain > 0.3  # 0.67 to 0.69 were seen
     assert evaluated.central["accuracy"] == rounds[-1].central["accuracy"]
     assert stranger.status.rounds == 0
 
