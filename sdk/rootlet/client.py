@@ -239,7 +239,7 @@ class DeviceClient:
 
         Raises:
             StateError: The client is closed or takes part already.
-            ConfigError: Not an address.
+            ConfigError: Not an address, or not a certificate.
             InsecureAddressError: Plain HTTP to another machine.
             NodeKeyError: The kept key cannot be read.
         """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rootlet.errors import InsecureAddressError
+from rootlet.errors import ConfigError, InsecureAddressError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.endpoint import Endpoint
 from rootlet.fleet.transport import RetryPolicy
@@ -40,11 +40,21 @@ def test_plain_http_with_a_certificate_is_a_contradiction():
 
 
 @pytest.mark.parametrize(
-    "address", ["", "127.0.0.1", "ftp://127.0.0.1:1", "127.0.0.1:1/path", ":80", "h:99999"]
+    "address",
+    ["", "127.0.0.1", "ftp://127.0.0.1:1", "127.0.0.1:1/path", ":80", "h:99999", "h:x", "h:0"],
 )
-def test_nonsense_addresses_are_refused(address):
-    with pytest.raises(ValueError, match=r"address|[Pp]ort"):
+def test_nonsense_addresses_are_refused_by_name(address):
+    with pytest.raises(ValueError, match=f"address {address!r}"):
         Endpoint.parse(address, with_certificate=False)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_root_certificate_that_is_none_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"root certificate .*ca\.pem"):
+        FleetConnection("fl.example.org:443", root_certificate=path)
 
 
 @pytest.mark.parametrize("interval_s", [0.0, 9.9, 1801.0])

@@ -30,6 +30,10 @@ class Endpoint:
         parts = urlsplit(f"//{rest}")
         if scheme not in {"", "http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise ValueError(f"address {address!r} is not host:port, https://host:port or http://…")
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"address {address!r} has no port in 1..65535: {error}") from error
         loopback = _is_loopback(parts.hostname)
         tls = scheme == "https" or (not scheme and (with_certificate or not loopback))
         if not tls and not loopback:
@@ -42,9 +46,11 @@ class Endpoint:
             raise InsecureAddressError(
                 f"{address!r} asks for plain HTTP although a root certificate is given; use https://"
             )
-        if parts.port is None:
-            raise ValueError(f"address {address!r} names no port; Flower's default is 8000")
-        return cls(parts.hostname, parts.port, tls)
+        if not port:
+            raise ValueError(
+                f"address {address!r} names no port; give HOST:PORT, as the server prints it"
+            )
+        return cls(parts.hostname, port, tls)
 
 
 def _is_loopback(host: str) -> bool:

@@ -26,6 +26,7 @@ from typing import Protocol
 
 from rootlet.errors import (
     AuthenticationError,
+    ConfigError,
     ConnectionFailedError,
     FleetError,
     ProtocolError,
@@ -125,7 +126,7 @@ class HttpTransport:
         self._retry = retry
         self._max_response_bytes = max_response_bytes
         self._jitter = jitter
-        self._tls = ssl.create_default_context(cafile=root_certificate) if endpoint.tls else None
+        self._tls = _trusting(root_certificate) if endpoint.tls else None
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
@@ -266,3 +267,15 @@ def _seconds(date: str | None) -> float | None:
     except ValueError:
         return None
     return found.timestamp() if found and found.year in CLOCK_YEARS else None
+
+
+def _trusting(root_certificate: Path | None) -> ssl.SSLContext:
+    """A context that trusts one authority, or those of the system."""
+    try:
+        return ssl.create_default_context(cafile=root_certificate)
+    except OSError as error:  # ssl names neither the file nor the remedy
+        raise ConfigError(
+            f"the root certificate {root_certificate} cannot be used "
+            f"({error.strerror or error}); give the PEM file of the authority that signed the "
+            "server's certificate"
+        ) from error
