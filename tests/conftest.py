@@ -73,6 +73,7 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
 
 def _compile_digits(path: Path, key_stem: Path) -> None:
     import torch
+
     from rootlet_server.compiler import CompileConfig, compile_bundle
 
     x, y = _digits()
