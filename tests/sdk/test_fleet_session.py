@@ -375,9 +375,15 @@ def test_a_server_that_counts_the_node_as_online_is_waited_for(link):
     link.online = True
     runner = Runner(link, activation_wait_s=30.0)
     runner.wait_for(EventKind.WAITING_TO_ACTIVATE)
+    asked = link.calls["activate-node"]
+    deadline = time.monotonic() + 30.0
+    while link.calls["activate-node"] == asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     link.online = False
     runner.wait_for(EventKind.ACTIVATED)
     runner.stop()
+    assert runner.kinds().count(EventKind.WAITING_TO_ACTIVATE) == 1  # told once, not at each try
 
 
 def test_the_wait_to_activate_is_bounded(link):

@@ -9,6 +9,11 @@ from rootlet.errors import (
     ServerRefusedError,
 )
 
+REGISTER = (
+    "its operator adds the public key to the folder of rootlet serve --node-keys and starts that "
+    "again; on another SuperLink: flwr supernode register <public key>"
+)
+
 PUBLIC_KEY_IN_USE = 23
 REGISTRATION_DISABLED = 2001
 ACTIVATION_FAILED = 2004
@@ -28,16 +33,14 @@ def refusal(path: str, status: int, content: bytes) -> FleetError:
     code, text = _code_and_text(content)
     if code == ACTIVATION_FAILED:
         return NodeStillActiveError(
-            "the server does not activate this node key: either it still counts the key as online "
-            "(until twice the heartbeat interval after the last heartbeat), or the key is not "
-            "registered (flwr supernode register <public key>)"
+            "the server does not activate this node key: either the key is not registered "
+            f"({REGISTER}), or the server still counts it as online (until twice the heartbeat "
+            "interval after the last heartbeat)"
         )
     if code == RUN_STATUS_NOT_ALLOWED:
         return RunEndedError(f"the run is not running: {path} answers {text}")
     remedy = (
-        "; the server wants registered nodes: flwr supernode register <public key>"
-        if code == REGISTRATION_DISABLED
-        else ""
+        f"; the server wants registered nodes: {REGISTER}" if code == REGISTRATION_DISABLED else ""
     )
     return ServerRefusedError(
         f"{path} is refused with status {status}, code {code}: {text}{remedy}",

@@ -121,7 +121,7 @@ class FleetSession:
         public_key = connection.node_key.public_pem
         known = self._mailbox.node_id(connection.address, public_key)
         deadline = time.monotonic() + self._activation_wait_s
-        outage = Outage(self._emit)
+        outage, told = Outage(self._emit), False
         while not stop.is_set():
             try:
                 if known and connection.resume(known):
@@ -134,7 +134,11 @@ class FleetSession:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise
-                self._emit(EventKind.WAITING_TO_ACTIVATE, f"{error}; waits {left_s:.0f} s more")
+                if not told:
+                    told = True
+                    self._emit(
+                        EventKind.WAITING_TO_ACTIVATE, f"{error}; waits {left_s:.0f} s at most"
+                    )
                 stop.wait(min(left_s, 2.0))
             except ConnectionFailedError as error:
                 outage.wait(stop, error)
