@@ -8,6 +8,7 @@ Exit codes: 0 it left, 1 it could not go on, 2 wrong arguments, 130 it was inter
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -95,6 +96,7 @@ def run_device(arguments: argparse.Namespace) -> int:
     """Takes part until interrupted, until its rounds are done, or until it cannot go on."""
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_events_printed_once())
             return _take_part(arguments, stack)
     except (RootletError, OSError) as error:
         print(f"rootlet: {error}", file=sys.stderr)
@@ -174,6 +176,18 @@ def _interruptions(over: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _events_printed_once() -> Iterator[None]:
+    """Keeps the client from logging, as warnings, the events that `DeviceLog` prints."""
+    log = logging.getLogger("rootlet.client")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _data(arguments: argparse.Namespace, manifest: Manifest) -> ArrayData:

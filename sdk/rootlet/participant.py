@@ -15,7 +15,7 @@ from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from rootlet_runtime.energy import estimate_energy_j
-from rootlet_runtime.errors import AdapterError, NonFiniteLossError
+from rootlet_runtime.errors import AdapterError, NonFiniteLossError, RootletError
 from rootlet_runtime.fit import FitResult
 from rootlet_runtime.trainer import Trainer
 
@@ -98,7 +98,8 @@ class Participant:
         except (RequestRefusedError, AdapterError) as error:
             answer = Answer({}, str(error), protocol.ERROR_REFUSED)
         except Exception as error:  # the app's data source or the engine: the device must live on
-            log.warning("a %s request failed", request.message_type, exc_info=True)
+            unforeseen = not isinstance(error, RootletError)
+            log.warning("%s request failed: %s", request.message_type, error, exc_info=unforeseen)
             answer = Answer({}, _reason(error), protocol.ERROR_FAILED)
         trained = request.message_type == protocol.TRAIN
         if answer is None or answer.error or not trained:

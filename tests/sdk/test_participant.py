@@ -172,7 +172,7 @@ def test_limits_can_be_set():
         (ZeroDivisionError("ann"), "this device's own log says more"),
     ],
 )
-def test_a_failing_training_is_undone_and_its_text_stays_on_the_device(error, told):
+def test_a_failing_training_is_undone_and_its_text_stays_on_the_device(error, told, caplog):
     trainer = AddingTrainer()
     trainer.fails_with = error
     participant = Participant(trainer, Data())
@@ -181,6 +181,8 @@ def test_a_failing_training_is_undone_and_its_text_stays_on_the_device(error, to
         protocol.ERROR_FAILED,
         f"{type(error).__name__}: {told}",
     )
+    assert f"train request failed: {error}" in caplog.text
+    assert ("Traceback" in caplog.text) == isinstance(error, ZeroDivisionError)  # a fault of ours
     assert trainer.adapter["w"].tolist() == [-7.0] * 3
     trainer.fails_with = None
     assert participant.answer(ask()).error == ""  # the device lives on
