@@ -260,4 +260,7 @@ def _refusal(
             "signed, or damaged; fetch it again"
         )
     names = ", ".join(trusted) or "none: pass trusted_keys"
-    return UnknownPublisherError(f"signed by {claimed[:64]!r}, which is not trusted here ({names})")
+    return UnknownPublisherError(
+        f"signed by {claimed[:64]!r}, which is not trusted here ({names}); trust that publisher's "
+        "key, or get the bundle from one that is trusted"
+    )

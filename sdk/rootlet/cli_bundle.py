@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -23,10 +24,12 @@ from rootlet_runtime import (
 )
 from rootlet_runtime.errors import AdapterError, RootletError
 from rootlet_runtime.manifest import format_time
+from rootlet_runtime.signing import public_key_hex
 from rootlet_runtime.tensors import Arrays
 
 _ANY_AGE = datetime.fromtimestamp(0, UTC)
 _MAX_ADAPTER_BYTES = 2**28
+_MAX_DAYS = 36_500
 
 
 def add_bundle_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,9 +60,19 @@ def add_bundle_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     sign.add_argument("--key", type=Path, required=True, metavar="KEY.pem")
     sign.add_argument("--out", type=Path, required=True, metavar="NEW")
     sign.add_argument("--version", type=int, metavar="N", help="default: one more than the source")
-    sign.add_argument("--expires-in-days", type=float, metavar="N")
+    sign.add_argument("--expires-in-days", type=_days, metavar="N")
     sign.add_argument("--adapter", type=Path, metavar="adapter.safetensors")
     sign.set_defaults(run=_reported(_sign))
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
+    if not 0 < days <= _MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days in 0..{_MAX_DAYS}")
+    return days
 
 
 def _reported(
@@ -155,7 +168,7 @@ def _keygen(arguments: argparse.Namespace) -> None:
     private, public = generate_keypair()
     private_path, public_path = save_keypair(arguments.out, private)
     print(f"{private_path}: the private key {key_id(public)}; keep it where you sign")
-    print(f"{public_path}: the public key, for devices")
+    print(f"{public_path}: the public key {public_key_hex(public)}, for devices")
 
 
 def _sign(arguments: argparse.Namespace) -> None:

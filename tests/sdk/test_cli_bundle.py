@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rootlet.cli_bundle import add_bundle_parser
 from rootlet_runtime import Bundle, load_public_key, publish, save_keypair, write_bundle
+from rootlet_runtime.signing import public_key_hex
 
 GOOD = Path(__file__).parents[1] / "vectors" / "bundles" / "good.rootlet"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -111,6 +112,7 @@ def test_keygen_then_sign_then_verify(
     stem, out = tmp_path / "keys" / "me", tmp_path / "signed.rootlet"
     assert run("keygen", "--out", stem) == 0
     private, public = Path(f"{stem}.pem"), Path(f"{stem}.pub.pem")
+    assert public_key_hex(load_public_key(public)) in capsys.readouterr().out
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     assert run("keygen", "--out", stem) == 1
     assert "another name" in capsys.readouterr().err
@@ -130,6 +132,16 @@ def test_sign_publishes_a_newer_version_with_an_adapter_and_an_expiry(
         assert bundle.manifest.version == 9
         assert (bundle.initial_adapter()["head.bias"] == 1).all()
         assert bundle.manifest.expires_at != "2036-11-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "1e30", "soon"])
+def test_sign_refuses_an_expiry_that_is_no_number_of_days(
+    keys: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], days: str
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        run("sign", GOOD, "--key", keys[0], "--out", tmp_path / "x", "--expires-in-days", days)
+    assert refusal.value.code == 2
+    assert "is not a number of days in 0..36500" in capsys.readouterr().err
 
 
 def test_an_expired_bundle_can_be_shown_and_renewed(
