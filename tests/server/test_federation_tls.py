@@ -139,6 +139,8 @@ def test_device_keys_are_read_in_both_formats(tmp_path):
 def test_an_empty_directory_would_let_nobody_in(tmp_path):
     with pytest.raises(NodeKeyError, match="holds no device key"):
         key_files(tmp_path)
+    with pytest.raises(NodeKeyError, match="absent does not exist"):
+        key_files(tmp_path / "absent")
 
 
 def _pem(key):

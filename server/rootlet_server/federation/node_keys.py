@@ -25,6 +25,11 @@ def key_files(source: Path | Iterable[Path]) -> tuple[Path, ...]:
     Raises:
         NodeKeyError: there is none.
     """
+    if isinstance(source, Path) and not source.exists():
+        raise NodeKeyError(
+            f"{source} does not exist; make that folder and put the public key of each device "
+            "(its .pub file) there"
+        )
     if isinstance(source, Path) and source.is_dir():
         found = tuple(sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES))
     else:
