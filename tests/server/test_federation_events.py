@@ -94,7 +94,7 @@ def test_a_value_that_is_not_json_is_refused(tmp_path):
 def test_a_round_is_told_in_one_line():
     assert describe(FINISHED) == (
         "round 1: 2/2 devices, received 25.0 %, trained 75.0 %, 2 kB down, 1 kB up, 1.50 s, "
-        "3.0 J (estimated)"
+        "3 J (estimated)"
     )
 
 

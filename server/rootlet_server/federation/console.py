@@ -80,7 +80,7 @@ def _cells(event: RoundFinished) -> tuple[str, ...]:
         kilobytes(event.bytes_down),
         kilobytes(event.bytes_up),
         f"{event.seconds:.2f}",
-        f"{event.energy_estimated_j:.2g} J",
+        f"{event.energy_estimated_j:.3g} J",
     )
 
 
