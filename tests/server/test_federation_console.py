@@ -42,7 +42,7 @@ def test_a_pipe_gets_plain_lines():
         "devices join at 127.0.0.1:9444 (trust /s/tls/ca.pem, registered device keys only)",
         "waiting for devices: 1 of 2 online",
         "round 1: 2/3 devices, received 0.25, trained 0.125, 2 kB down, 1 kB up, 1.50 s, "
-        "0.031 J (estimated)",
+        "0.0312 J (estimated)",
         "after round 1: 2 devices evaluate: error_received 0.125; on the server's data: error 0.25",
     ]
 
