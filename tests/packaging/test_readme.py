@@ -51,8 +51,9 @@ def test_compile_and_embed_snippets_run(
     embed, compile_ = _blocks("python")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "publisher.pub.pem").write_bytes(mlp_bundle.public_key_path.read_bytes())
+    (tmp_path / "publisher.pem").write_bytes(mlp_bundle.signing_key_path.read_bytes())
     model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
-    exec(compile_, {"model": model, "x": mlp_bundle.x, "key": mlp_bundle.signing_key})  # noqa: S102
+    exec(compile_, {"model": model, "x": mlp_bundle.x})  # noqa: S102
     joining = [line for line in embed.splitlines() if "client.join" in line]
     assert len(joining) == 1
     embed = embed.replace(joining[0], "")  # there is no such server; tests/integration joins one
