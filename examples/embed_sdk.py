@@ -38,4 +38,6 @@ def main(bundle_path, publisher, data, address=None, root_certificate=None):
 
 
 if __name__ == "__main__":
+    if not 4 <= len(sys.argv) <= 6:
+        sys.exit(__doc__)
     main(*sys.argv[1:])
