@@ -1,7 +1,6 @@
 """Our device against a real SuperLink with TLS and node authentication: the known hazards."""
 
 import contextlib
-import itertools
 import sys
 import textwrap
 import time
@@ -75,8 +74,6 @@ def test_rounds_with_two_devices(superlink, key, start_device, adder, read_resul
     answers = read_result(result, rounds=3, logs=superlink.logs)
     got = sorted((a["round"], a["w"][0], a["metrics"]["num-examples"]) for a in answers)
     assert got == [(r, r + amount, n) for r in (1, 2, 3) for amount, n in ((1.0, 3), (5.0, 1))]
-    starts = [min(a["at"] for a in answers if a["round"] == r) for r in (1, 2, 3)]
-    assert max(b - a for a, b in itertools.pairwise(starts)) < 1.5  # no 3 s polls
     for device in devices:
         device.stop()
         assert device.error is None
