@@ -85,8 +85,17 @@ class Learner:
         x: Tensor,
         *,
         keep: Collection[str] = (),
+        add: Mapping[str, Tensor] | None = None,
     ) -> Forward:
-        """Run the model: sites compute ``W h + b + s B A h``, the head ``W_head f + b_head``."""
+        """Run the model: sites compute ``W h + b + s B A h``, the head ``W_head f + b_head``.
+
+        Args:
+            frozen: the base and what else stays as it is.
+            adapter: what learns.
+            x: [N, ...].
+            keep: names of nodes whose values are wanted.
+            add: added to the outputs of sites, by node; see ``zeros_at_sites``.
+        """
         taps: dict[str, Tap] = {}
         features: list[Tensor] = []
 
@@ -99,8 +108,11 @@ class Learner:
             )
 
         def adapt(site: Site, args: tuple[Any, ...], base: Callable[[], Tensor]) -> Tensor:
-            taps[site.node] = self._adapt(site, frozen, adapter, args[0], base())
-            return taps[site.node].output
+            tap = self._adapt(site, frozen, adapter, args[0], base())
+            if add is not None:
+                tap = replace(tap, output=tap.output + add[site.node])
+            taps[site.node] = tap
+            return tap.output
 
         output, kept = run(
             self.program,
@@ -111,6 +123,20 @@ class Learner:
             float_dtype=self.float_dtype,
         )
         return Forward(output=output, features=features[0], taps=taps, kept=kept)
+
+    def zeros_at_sites(self, examples: int) -> dict[str, Tensor]:
+        """A zero for every site's output, by node: to differentiate with respect to outputs."""
+        batch = self.program.node(self.program.x).meta["val"].shape[0].node.expr
+        zeros = {}
+        for site in self.sites:
+            sizes = [
+                examples * int(size.node.expr / batch)
+                if isinstance(size, torch.SymInt)
+                else int(size)
+                for size in self.program.node(site.node).meta["val"].shape
+            ]
+            zeros[site.node] = torch.zeros(sizes, dtype=self.float_dtype)
+        return zeros
 
     def _adapt(
         self,

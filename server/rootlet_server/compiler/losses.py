@@ -51,6 +51,11 @@ def loss_terms(task: Task, output: Tensor, y: Tensor) -> LossTerms:
     return LossTerms(loss=-(log_p * onehot).sum(1), error=log_p.exp() - onehot, metric=correct)
 
 
+def example_weights(w: Tensor) -> Tensor:
+    """``w_n / sum w``, [N]; zero where all weights are zero."""
+    return w / w.sum().clamp_min(SMALLEST_WEIGHT)
+
+
 def weighted_mean(values: Tensor, w: Tensor) -> Tensor:
-    """``sum_i w_i v_i / sum_i w_i``; zero where all weights are zero."""
+    """``sum_n w_n v_n / sum w``; zero where all weights are zero."""
     return (values * w).sum() / w.sum().clamp_min(SMALLEST_WEIGHT)

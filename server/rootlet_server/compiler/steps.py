@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rootlet_server.compiler.losses import loss_terms
+from rootlet_server.compiler.losses import example_weights, loss_terms, weighted_mean
 from rootlet_server.compiler.optimizers import OPTIMIZERS, state_names
-from rootlet_server.compiler.rules import RULES
+from rootlet_server.compiler.rules import RULES, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,11 +67,15 @@ class Step:
         Returns:
             loss [], metric [], the new adapter and the new state.
         """
-        gradients = RULES[self.rule].gradients(self.learner, frozen, adapter, x, y, w)
+        batch = Batch(x=x, y=y, step=step)
+        gradients = RULES[self.rule].gradients(
+            self.learner, frozen, adapter, batch, example_weights(w)
+        )
         new_adapter, new_state = OPTIMIZERS[self.optimizer].update(
             adapter, gradients.by_name, state, learning_rate, step
         )
-        return gradients.loss, gradients.metric, new_adapter, new_state
+        loss, metric = (weighted_mean(each, w) for each in (gradients.loss, gradients.metric))
+        return loss, metric, new_adapter, new_state
 
     def evaluate(
         self, frozen: Tensors, adapter: Tensors, x: Tensor, y: Tensor, w: Tensor

@@ -22,6 +22,7 @@ from rootlet_server.compiler import Built, CompileConfig, LoraConfig, build
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.capture import capture
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
+from rootlet_server.compiler.rules import RULES, Batch, Credit
 
 CLASSES = 5
 
@@ -305,8 +306,23 @@ def gradients(
     built: Built, rule: str, x: Tensor, y: Tensor, w: Tensor | None = None, *, double: bool = False
 ) -> dict[str, Tensor]:
     """Gradients by name; in float64 if ``double``."""
-    from rootlet_server.compiler.rules import RULES
+    return _by_rule(RULES[rule].gradients, built, x, y, w, double=double).by_name
 
+
+def credit(built: Built, rule: str, x: Tensor, y: Tensor, w: Tensor | None = None) -> Credit:
+    """Every example's gradient in factors, weighted by ``w / sum w``, in float64."""
+    return _by_rule(RULES[rule].credit, built, x, y, w, double=True)
+
+
+def _by_rule(
+    function: Callable[..., Any],
+    built: Built,
+    x: Tensor,
+    y: Tensor,
+    w: Tensor | None,
+    *,
+    double: bool,
+) -> Any:
     learner, frozen, adapter = built.step.learner, built.frozen, built.adapter
     w = torch.ones(len(x)) if w is None else w
     if double:
@@ -315,7 +331,7 @@ def gradients(
         adapter = {k: v.double() for k, v in adapter.items()}
         x, w = (v.double() if v.is_floating_point() else v for v in (x, w))
     with torch.no_grad():
-        return RULES[rule].gradients(learner, frozen, adapter, x, y, w).by_name
+        return function(learner, frozen, adapter, Batch(x=x, y=y), w / w.sum())
 
 
 class Engine:
@@ -366,6 +382,7 @@ class Lab:
     config = staticmethod(small_config)
     stirred = staticmethod(stirred)
     gradients = staticmethod(gradients)
+    credit = staticmethod(credit)
     engine = Engine
 
     @staticmethod

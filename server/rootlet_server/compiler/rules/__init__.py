@@ -1,7 +1,9 @@
 """Rules: how credit is assigned. One file per rule, one signature, this registry.
 
-A rule is a pure function ``rule(learner, frozen, adapter, x, y, w) -> Gradients``; it exports, it
-stacks under ``torch.func.vmap`` and it runs in float64.
+A rule is a pure function ``rule(learner, frozen, adapter, batch, weights_N) -> Credit``: the loss
+of each example and its gradient, times the example's weight, in factors that can be normed and
+clipped before they are added up. It exports, it stacks under ``torch.func.vmap`` and it runs in
+float64.
 """
 
 from __future__ import annotations
@@ -9,33 +11,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rootlet_server.compiler.rules.backprop import backprop
+from rootlet_server.compiler.rules.backprop import backprop, backprop_gradients
+from rootlet_server.compiler.rules.credit import Batch, Credit, Gradients
 from rootlet_server.compiler.rules.dfa import dfa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from rootlet_server.compiler.rules.gradients import Gradients
+    from torch import Tensor
+
+    from rootlet_server.compiler.learner import Learner
+
+    Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """A rule and what it needs from the compiler.
 
     Attributes:
-        gradients: the pure function.
+        credit: the pure function.
+        shortcut: where the sum over examples is had more cheaply than from the factors: the
+            function that returns it.
         needs_feedback: whether feedback matrices are calibrated and shipped.
         uses_autograd: whether it must be traced through autograd before it can be exported.
     """
 
-    gradients: Callable[..., Gradients]
-    needs_feedback: bool
-    uses_autograd: bool
+    credit: Callable[..., Credit]
+    shortcut: Callable[..., Gradients] | None = None
+    needs_feedback: bool = False
+    uses_autograd: bool = False
+
+    def gradients(
+        self, learner: Learner, frozen: Tensors, adapter: Tensors, batch: Batch, weights_N: Tensor
+    ) -> Gradients:
+        """``sum_n weights_n g_n`` with the losses and metrics of the examples."""
+        if self.shortcut is not None:
+            return self.shortcut(learner, frozen, adapter, batch, weights_N)
+        credit = self.credit(learner, frozen, adapter, batch, weights_N)
+        return Gradients(loss=credit.loss, metric=credit.metric, by_name=credit.total())
 
 
 RULES: dict[str, Rule] = {
-    "backprop": Rule(backprop, needs_feedback=False, uses_autograd=True),
-    "dfa": Rule(dfa, needs_feedback=True, uses_autograd=False),
+    "backprop": Rule(credit=backprop, shortcut=backprop_gradients, uses_autograd=True),
+    "dfa": Rule(credit=dfa, needs_feedback=True),
 }
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Batch", "Credit", "Gradients", "Rule"]
