@@ -1,8 +1,9 @@
 """The order in which examples are seen: a pure function of one seed.
 
 The permutation of epoch ``e`` is ``default_rng([seed, e]).permutation(n)``, so a resumed ``fit``
-needs the seed and the step, nothing else. Every batch has the same size: a ragged last one repeats
-its first row with weight 0.
+needs the seed and the step, nothing else. Replayed rows follow permutations of their own, cycle
+``c`` being ``default_rng([seed, c, 1]).permutation(replayed)``: they are used equally often, or
+once more. Every batch has the same size: a ragged last one repeats its first row with weight 0.
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 AnyArray = npt.NDArray[Any]
 MAX_SEED = 2**63
+_REPLAY_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,28 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Which rows make up each step of a ``fit``."""
+    """Which rows make up each step of a ``fit``.
+
+    The rows 0..examples-1 are fresh: each is seen once an epoch. Where ``replayed`` rows follow
+    them, every batch holds ``replay_per_batch`` of those and fewer fresh ones.
+    """
 
     seed: int
     examples: int
     batch_size: int
     epochs: int
+    replayed: int = 0
+    replay_per_batch: int = 0
+
+    @property
+    def fresh_per_batch(self) -> int:
+        """Fresh rows of a full batch."""
+        return self.batch_size - self.replay_per_batch
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch."""
-        return math.ceil(self.examples / self.batch_size)
+        return math.ceil(self.examples / self.fresh_per_batch)
 
     @property
     def steps(self) -> int:
@@ -52,7 +65,27 @@ class Schedule:
             epoch, index = divmod(step, self.steps_per_epoch)
             if index == 0 or step == start:
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
-            yield order[index * self.batch_size : (index + 1) * self.batch_size]
+            fresh = order[index * self.fresh_per_batch : (index + 1) * self.fresh_per_batch]
+            yield np.concatenate([fresh, self._replayed(step)]) if self.replayed else fresh
+
+    def replay_uses(self) -> npt.NDArray[np.int64]:
+        """How often the whole ``fit`` uses each replayed row: [replayed]."""
+        cycles, rest = divmod(self.steps * self.replay_per_batch, max(self.replayed, 1))
+        uses = np.full(self.replayed, cycles, np.int64)
+        uses[self._cycle(cycles)[:rest]] += 1
+        return uses
+
+    def _replayed(self, step: int) -> npt.NDArray[np.int64]:
+        """The replayed rows of a step."""
+        first, end = step * self.replay_per_batch, (step + 1) * self.replay_per_batch
+        cycles = range(first // self.replayed, (end - 1) // self.replayed + 1)
+        rows = np.concatenate([self._cycle(cycle) for cycle in cycles])
+        start = first - cycles[0] * self.replayed
+        return self.examples + rows[start : start + self.replay_per_batch]
+
+    def _cycle(self, cycle: int) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, cycle, _REPLAY_STREAM])
+        return rng.permutation(self.replayed)
 
 
 def draw_seed(rng: np.random.Generator) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from rootlet_runtime.checkpoint import (
 )
 from rootlet_runtime.engines import Engine
 from rootlet_runtime.errors import NonFiniteLossError
+from rootlet_runtime.ewc import ElasticWeights
+from rootlet_runtime.quality_gate import Verdict
 from rootlet_runtime.state import TrainState
 
 FIT_STEM = "fit"
@@ -54,6 +56,9 @@ class FitResult:
         seconds: of this call.
         stopped: whether ``progress`` ended it early.
         resumed_from_step: steps that an earlier, unfinished call had taken; 0 for a fresh start.
+        replay_uses: how often each replayed row was used, steps before a resume included; empty
+            where nothing was replayed or the ``fit`` was stopped.
+        verdict: of the quality gate, where the caller has one (``rootlet.Learner``).
     """
 
     steps: int
@@ -63,6 +68,8 @@ class FitResult:
     seconds: float
     stopped: bool
     resumed_from_step: int
+    replay_uses: tuple[int, ...] = ()
+    verdict: Verdict | None = None
 
 
 @dataclass(kw_only=True)
@@ -88,7 +95,11 @@ class _Position:
 
 @dataclass(kw_only=True)
 class FitRun:
-    """The loop; inputs are checked before it is made."""
+    """The loop; inputs are checked before it is made.
+
+    The last ``replayed`` rows of ``x`` and ``y`` are replayed ones, ``replay_per_batch`` in each
+    batch. ``elastic`` pulls the adapter after each step.
+    """
 
     bundle: Bundle
     engine: Engine
@@ -101,6 +112,9 @@ class FitRun:
     progress: Progress | None
     checkpoint_dir: Path | None
     checkpoint_every: int
+    replayed: int = 0
+    replay_per_batch: int = 0
+    elastic: ElasticWeights | None = None
 
     def run(self) -> FitResult:
         """Trains to the end, or until ``progress`` returns ``False``.
@@ -131,20 +145,19 @@ class FitRun:
             seconds=time.monotonic() - started,
             stopped=stopped,
             resumed_from_step=resumed_from,
+            replay_uses=()
+            if stopped
+            else tuple(self._schedule(position.seed).replay_uses().tolist()),
         )
 
     def _train(self, position: _Position, fingerprint: str) -> bool:
         """Takes the steps that are left; returns whether it was stopped."""
-        schedule = Schedule(
-            seed=position.seed,
-            examples=len(self.x),
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-        )
+        schedule = self._schedule(position.seed)
         stopped = False
         for rows in schedule.rows(position.step):
             batch = gather(self.x, self.y, rows, self.batch_size)
             loss, metric = self.engine.step(batch, self.learning_rate)
+            self._pull(self.learning_rate)
             epoch, index = divmod(position.step, schedule.steps_per_epoch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss} at step {position.step + 1}")
@@ -157,6 +170,23 @@ class FitRun:
                 self._save(position, fingerprint)
         self._finite_state(position.step)
         return stopped
+
+    def _schedule(self, seed: int) -> Schedule:
+        return Schedule(
+            seed=seed,
+            examples=len(self.x) - self.replayed,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            replayed=self.replayed,
+            replay_per_batch=self.replay_per_batch,
+        )
+
+    def _pull(self, learning_rate: float) -> None:
+        """The proximal step of elastic weight consolidation, outside the graph."""
+        if self.elastic is not None:
+            state = self.engine.state()
+            pulled = self.elastic.pulled(state.adapter, learning_rate)
+            self.engine.load_state(replace(state, adapter=pulled))
 
     def _finite_state(self, step: int) -> TrainState:
         """The engine's state; one that is not finite could be saved, but never restored."""
@@ -184,7 +214,9 @@ class FitRun:
     def _fingerprint(self, start: str) -> str:
         """Which ``fit`` this is: bundle, starting state, data and hyperparameters."""
         digest = hashlib.sha256()
-        settings = (self.epochs, self.batch_size, self.learning_rate.hex())
+        replay = (self.replayed, self.replay_per_batch)
+        elastic = None if self.elastic is None else self.elastic.digest()
+        settings = (self.epochs, self.batch_size, self.learning_rate.hex(), replay, elastic)
         digest.update(f"{self.bundle.manifest_sha256} {start} {settings}".encode())
         for array in (self.x, self.y):
             digest.update(f"|{array.dtype}{array.shape}|".encode())

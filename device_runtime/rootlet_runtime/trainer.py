@@ -20,7 +20,9 @@ from rootlet_runtime.checkpoint import (
 )
 from rootlet_runtime.engines import Engine, open_engine
 from rootlet_runtime.errors import CheckpointError, DataError
+from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit import FitResult, FitRun, Progress
+from rootlet_runtime.replay import Replay, ReplayBuffer
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays, check_arrays, zeros
 
@@ -69,6 +71,8 @@ class Trainer:
         progress: Progress | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 50,
+        replay: Replay | None = None,
+        elastic: ElasticWeights | None = None,
     ) -> FitResult:
         """Trains the adapter, going on from its present value and optimiser state.
 
@@ -91,6 +95,10 @@ class Trainer:
             progress: called after every step; returning ``False`` stops between two steps.
             checkpoint_dir: where an unfinished ``fit`` is kept.
             checkpoint_every: steps between two checkpoints.
+            replay: mixes examples of a buffer into every batch; when the ``fit`` ends, each is
+                charged in the buffer with the times that it was used. A stopped ``fit`` charges
+                nothing: the call that takes it up and ends it charges all.
+            elastic: pulls the adapter towards an earlier one after each step.
 
         Raises:
             DataError: the examples or settings cannot be used; nothing was changed.
@@ -102,20 +110,49 @@ class Trainer:
         size = examples.check_batch_size(batch_size, manifest)
         if checkpoint_every < 1:
             raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
+        replayed = 0 if replay is None else len(replay.buffer)
+        if replay is not None and replayed:
+            replayed_x, replayed_y = replay.buffer.examples()
+            checked_x = np.concatenate([checked_x, replayed_x])
+            checked_y = np.concatenate([checked_y, replayed_y])
+        size = min(size, len(checked_x))
         run = FitRun(
             bundle=self.bundle,
             engine=self._engine,
             x=checked_x,
             y=checked_y,
             epochs=examples.check_epochs(epochs),
-            batch_size=min(size, len(checked_x)),
+            batch_size=size,
             learning_rate=examples.check_learning_rate(learning_rate),
             seed=batches.draw_seed(rng),
             progress=progress,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             checkpoint_every=checkpoint_every,
+            replayed=replayed,
+            replay_per_batch=replay.rows_per_batch(size) if replay is not None and replayed else 0,
+            elastic=elastic,
         )
-        return run.run()
+        result = run.run()
+        if replay is not None and result.replay_uses:
+            replay.buffer.charge(result.replay_uses)
+        return result
+
+    def remember(
+        self,
+        buffer: ReplayBuffer,
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        rng: np.random.Generator,
+        *,
+        uses: int = 0,
+    ) -> None:
+        """Offers examples to a replay buffer; see ``ReplayBuffer.add``.
+
+        Raises:
+            DataError: the examples cannot be used; the buffer is as it was.
+        """
+        checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
+        buffer.add(checked_x, checked_y, rng, uses=uses)
 
     def evaluate(
         self, x: npt.ArrayLike, y: npt.ArrayLike, batch_size: int | None = None
