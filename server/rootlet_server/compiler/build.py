@@ -120,7 +120,11 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     _check_outputs(program, x, config)
     head = find_head(program)
     lora = config.adapter
-    sites = find_sites(program, head, x[:EXAMPLES], lora.target_modules)
+    sites = (
+        find_sites(program, head, x[:EXAMPLES], lora.target_modules)
+        if RULES[config.rule].adapts_base
+        else ()
+    )
     learner = Learner(
         program=program,
         sites=sites,

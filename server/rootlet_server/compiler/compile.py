@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from torch import Tensor, nn
 
+    from rootlet_server.compiler.steps import Step
+
 ROLES: tuple[GraphName, ...] = ("train", "evaluate", "predict")
 
 
@@ -115,6 +117,12 @@ def compile_bundle(
     return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
 
 
+def _adapter_kind(step: Step) -> str:
+    if not step.learner.sites:
+        return "head"
+    return "lora" if step.learner.trains_a else "calibrated"
+
+
 def _manifest(
     built: Built,
     config: CompileConfig,
@@ -144,7 +152,7 @@ def _manifest(
         task=config.task,
         rule=config.rule,
         feedback=config.feedback if config.rule == "dfa" else None,
-        adapter_kind="lora" if step.learner.trains_a else "calibrated",
+        adapter_kind=_adapter_kind(step),
         rank=config.adapter.rank,
         alpha=step.learner.scale * config.adapter.rank,
         base_dtype=config.base_dtype,

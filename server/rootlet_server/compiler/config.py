@@ -11,7 +11,7 @@ from rootlet_server.compiler.errors import CompileError
 LARGEST_BATCH = 4096
 
 Task = Literal["classification", "regression"]
-RuleName = Literal["dfa", "backprop"]
+RuleName = Literal["dfa", "backprop", "head_only"]
 FeedbackName = Literal["calibrated", "random"]
 OptimizerName = Literal["sgd", "adam"]
 BaseDtype = Literal["int8", "float32"]
@@ -91,7 +91,7 @@ class CompileConfig:
     Attributes:
         task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
         rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the
-            control.
+            control, ``head_only`` leaves the base without adapters: the floor.
         feedback: ``calibrated`` is the mean Jacobian over the calibration data; ``random`` is for
             study.
         adapter: the low-rank adapters.

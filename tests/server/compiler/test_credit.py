@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-RULES = ("dfa", "backprop")
+RULES = ("dfa", "backprop", "head_only")
 
 
 def relative(found, expected):
@@ -16,7 +16,7 @@ def relative(found, expected):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_factors_add_up_to_the_gradient_of_the_batch(lab, zoo_name, rule):
-    case, built = lab.case(zoo_name), lab.stirred(lab.built(zoo_name))
+    case, built = lab.case(zoo_name), lab.stirred(lab.built(zoo_name, rule=rule))
     x, y, w = case.x[:5], case.y[:5], torch.tensor([1.0, 0, 2, 1, 1])
     expected = lab.gradients(built, rule, x, y, w, double=True)
     found = lab.credit(built, rule, x, y, w).total()
@@ -27,7 +27,7 @@ def test_factors_add_up_to_the_gradient_of_the_batch(lab, zoo_name, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_norms_are_those_of_batches_of_one(lab, zoo_name, rule):
-    case, built = lab.case(zoo_name), lab.stirred(lab.built(zoo_name))
+    case, built = lab.case(zoo_name), lab.stirred(lab.built(zoo_name, rule=rule))
     x, y = case.x[:4], case.y[:4]
     found = lab.credit(built, rule, x, y).squared_norms() * len(x) ** 2
     for n in range(len(x)):

@@ -7,7 +7,7 @@ import torch
 
 
 @pytest.mark.parametrize("base_dtype", ["float32", "int8"])
-@pytest.mark.parametrize("rule", ["dfa", "backprop"])
+@pytest.mark.parametrize("rule", ["dfa", "backprop", "head_only"])
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn", "vit", "tokens", "folded"])
 def test_stacked_clients_are_single_clients(lab, name, rule, base_dtype):
     case, built = lab.case(name), lab.built(name, rule=rule, base_dtype=base_dtype)

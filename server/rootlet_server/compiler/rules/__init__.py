@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rootlet_server.compiler.rules.backprop import backprop, backprop_gradients
 from rootlet_server.compiler.rules.credit import Batch, Credit, Gradients
 from rootlet_server.compiler.rules.dfa import dfa
+from rootlet_server.compiler.rules.head_only import head_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,12 +36,14 @@ class Rule:
             function that returns it.
         needs_feedback: whether feedback matrices are calibrated and shipped.
         uses_autograd: whether it must be traced through autograd before it can be exported.
+        adapts_base: whether sites in the base learn, or the head alone.
     """
 
     credit: Callable[..., Credit]
     shortcut: Callable[..., Gradients] | None = None
     needs_feedback: bool = False
     uses_autograd: bool = False
+    adapts_base: bool = True
 
     def gradients(
         self, learner: Learner, frozen: Tensors, adapter: Tensors, batch: Batch, weights_N: Tensor
@@ -55,6 +58,7 @@ class Rule:
 RULES: dict[str, Rule] = {
     "backprop": Rule(credit=backprop, shortcut=backprop_gradients, uses_autograd=True),
     "dfa": Rule(credit=dfa, needs_feedback=True),
+    "head_only": Rule(credit=head_only, adapts_base=False),
 }
 
 __all__ = ["RULES", "Batch", "Credit", "Gradients", "Rule"]
