@@ -1,5 +1,6 @@
 """The compiler: a torch model becomes a signed bundle of plain inference graphs."""
 
+from rootlet_server.compiler.alignment import AlignmentReport, alignment
 from rootlet_server.compiler.build import Built, build
 from rootlet_server.compiler.compile import CompiledBundle, compile_bundle
 from rootlet_server.compiler.config import CompileConfig, LoraConfig, TrainingConfig
@@ -11,6 +12,7 @@ from rootlet_server.compiler.errors import (
 )
 
 __all__ = [
+    "AlignmentReport",
     "Built",
     "CalibrationError",
     "CompileConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "LoraConfig",
     "TrainingConfig",
     "UnsupportedModelError",
+    "alignment",
     "build",
     "compile_bundle",
 ]
