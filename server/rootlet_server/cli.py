@@ -8,7 +8,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
 
 from rootlet.cli_bundle import add_bundle_parser
 from rootlet.cli_device import add_device_parser
@@ -56,23 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rootlet",
         description="Federated edge learning with signed training graphs.",
     )
+    parser.add_argument("--version", action="version", version=version("rootlet"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_bundle_parser(commands)
     add_device_parser(commands)
     add_serve_parser(commands)
     add_demo_parser(commands)
-    _add_version_parser(commands)
     return parser
-
-
-def _add_version_parser(commands: "argparse._SubParsersAction[Any]") -> None:
-    parser = commands.add_parser("version", help="print the version and exit")
-    parser.set_defaults(run=_print_version)
-
-
-def _print_version(_arguments: argparse.Namespace) -> int:
-    print(version("rootlet"))
-    return 0
 
 
 def _fail(message: str) -> int:

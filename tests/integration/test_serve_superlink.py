@@ -99,13 +99,15 @@ def test_nobody_takes_a_task_without_the_secret(link):
     assert status in (401, 403)
 
 
-def test_a_taken_port_is_told_with_the_end_of_the_log(tmp_path):
+def test_a_taken_port_is_told_in_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        config = SuperLinkConfig(state_dir=tmp_path, port=taken.getsockname()[1])
-        with pytest.raises(SuperLinkError, match="address already in use"), SuperLink(config):
-            pass
+        port = taken.getsockname()[1]
+        config = SuperLinkConfig(state_dir=tmp_path, port=port)
+        with pytest.raises(SuperLinkError, match=f"127.0.0.1:{port}: Address already") as refused:
+            SuperLink(config)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_superlink_that_does_not_answer_in_time_is_stopped(tmp_path):

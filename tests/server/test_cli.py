@@ -37,7 +37,9 @@ def test_importing_loads_no_library_of_the_server(imported):
 
 
 def test_the_version_is_the_distributions(capsys):
-    assert cli.main(["version"]) == 0
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--version"])
+    assert exit_.value.code == 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert capsys.readouterr().out.strip() == project["version"]
 
@@ -153,3 +155,15 @@ def test_what_would_fail_after_the_rounds_is_refused_before_them(
     assert captured.out == ""
     assert line in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_folder_that_the_demo_cannot_make_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    source = (
+        "import sys; from rootlet_server.cli import main; "
+        f"code = main(['demo', '--out', {str(tmp_path / 'taken' / 'demo')!r}]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = run_in_python(source)
+    assert done.stdout == "1 False\n"
+    assert "taken" in done.stderr

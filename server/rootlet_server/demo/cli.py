@@ -42,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rootlet_server.demo.account import DemoConfig  # noqa: PLC0415
 
+    arguments.out.mkdir(parents=True, exist_ok=True)  # refused before torch is loaded
     console = Console()
     with console.status("loading torch"):
         from rootlet_server.demo.run import run_demo  # noqa: PLC0415

@@ -64,7 +64,7 @@ class SuperLink:
         require_pinned_flwr()
         self.config = config
         self.task_secret = secrets.token_bytes(32)
-        self.port = config.port or _free_port(config.host)
+        self.port = _bindable_port(config.host, config.port)
         self._child: ChildProcess | None = None
 
     @property
@@ -173,8 +173,21 @@ class SuperLink:
             return False
 
 
-def _free_port(host: str) -> int:
+def _bindable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        SuperLinkError: nothing can listen there.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((host, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SuperLinkError(
+                f"cannot listen on {join_host_port(host, port)}: {error.strerror}. Choose another "
+                "--port (0 takes a free one), end what listens there, or give an address of this "
+                "machine as --host."
+            ) from error
         return int(probe.getsockname()[1])
