@@ -1,9 +1,11 @@
 """The frozen base in int8: weights per output channel, activations per row.
 
-``y = ((q(x) - 128) W_q) * scale_W / s`` with ``s = 127 / max|x|`` over each row and
-``q(x) = round_half_even(x s) + 128`` in uint8. A row's scale depends on that row alone, so the
-examples of a batch stay independent (``docs/decisions/0001-row-wise-activations.md``). Gradients
-pass straight through the rounding (Bengio et al. 2013): ``dy/dx = W_q scale_W``.
+``y = (q(x) W_q) s scale_W`` with ``s = max|x| / 127`` over each row and ``q(x) =
+round_half_even(x / s)``, stored with an offset of 128 in uint8. A row's scale depends on that row
+alone, so the examples of a batch stay independent (``docs/decisions/0001-row-wise-activations.md``).
+
+The derivative passes straight through the rounding (Bengio et al. 2013): ``dx = (dy scale_W)
+W_q^T``, in float or, where both ways are int8, as the same row-wise product once more.
 
 Shapes: x [..., in], weight [in, out] int8, scale [out].
 """
@@ -35,9 +37,9 @@ def quantize_weight(weight: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("rootlet::row_int8_matmul", mutates_args=())
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The product in eager torch; integers are exact in float32 up to sums of 2**24."""
-    inverse = 127 / x.abs().amax(-1, keepdim=True).clamp_min(TINY)
-    accumulated = (x * inverse).round() @ weight.to(x.dtype)
-    return accumulated * scale.to(x.dtype) / inverse
+    step = x.abs().amax(-1, keepdim=True).clamp_min(TINY) * (1 / 127)
+    accumulated = (x / step).round() @ weight.to(x.dtype)
+    return accumulated * step * scale.to(x.dtype)
 
 
 @_product.register_fake
@@ -76,23 +78,41 @@ class _StraightThrough(torch.autograd.Function):
         return (grad * scale.to(grad.dtype)) @ weight.to(grad.dtype).t(), None, None
 
 
-def row_int8_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+class _BothWays(_StraightThrough):
+    """The product with a derivative that is itself an int8 product."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        one = torch.ones((), dtype=scale.dtype, device=scale.device)
+        return _product(grad * scale.to(grad.dtype), weight.t(), one), None, None
+
+
+def row_int8_matmul(
+    x: Tensor, weight: Tensor, scale: Tensor, *, both_ways: bool = False
+) -> Tensor:
     """``x @ (weight * scale)`` with each row of x rounded to int8.
 
     Args:
         x: [..., in].
         weight: [in, out] int8.
-        scale: [out].
+        scale: [out], or [] for one scale.
+        both_ways: whether the incoming gradient times ``scale`` is rounded to int8 by rows too.
 
     Returns:
-        [..., out]; its derivative with respect to x ignores the rounding.
+        [..., out]; its derivative with respect to x ignores the rounding of x.
     """
-    out: Tensor = _StraightThrough.apply(x, weight, scale)  # type: ignore[no-untyped-call]
+    function = _BothWays if both_ways else _StraightThrough
+    out: Tensor = function.apply(x, weight, scale)  # type: ignore[no-untyped-call]
     return out
 
 
 def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the exporter writes the product: standard operators with fast uint8 x int8 kernels."""
+    """How the exporter writes the product: standard operators with fast uint8 x int8 kernels.
+
+    Rows are quantised and dequantised along axis 0 of a matrix, one pass each; written as products
+    with a scale they take one pass more each (``docs/decisions/0004-quantised-base.md``).
+    """
     import numpy as np  # noqa: PLC0415
     import onnx  # noqa: PLC0415
     from onnxscript import opset20 as op  # noqa: PLC0415
@@ -102,10 +122,18 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
             return op.Constant(value=onnx.numpy_helper.from_array(np.asarray(value, dtype)))
 
         zero_point = tensor(128, np.uint8)
-        largest = op.ReduceMax(op.Abs(x), tensor([-1], np.int64), keepdims=1)
-        inverse = op.Div(tensor(127, np.float32), op.Max(largest, tensor(TINY, np.float32)))
-        quantised = op.QuantizeLinear(op.Mul(x, inverse), tensor(1, np.float32), zero_point)
-        accumulated = op.Cast(op.MatMulInteger(quantised, weight, zero_point), to=1)
-        return op.Div(op.Mul(accumulated, scale), inverse)
+        largest = op.ReduceMax(op.Abs(x), tensor([-1], np.int64), keepdims=0)
+        step = op.Mul(op.Max(largest, tensor(TINY, np.float32)), tensor(1 / 127, np.float32))
+        matrix = len(x.shape) == 2
+        if not matrix:
+            step = op.Reshape(step, tensor([-1], np.int64))
+        rows = x if matrix else op.Reshape(x, tensor([-1, x.shape[-1]], np.int64))
+        zero_points = op.Expand(zero_point, op.Shape(step))
+        quantised = op.QuantizeLinear(rows, step, zero_points, axis=0)
+        accumulated = op.MatMulInteger(quantised, weight, zero_point)
+        product = op.Mul(op.DequantizeLinear(accumulated, step, axis=0), scale)
+        if matrix:
+            return product
+        return op.Reshape(product, op.Concat(op.Shape(x, end=-1), tensor([-1], np.int64), axis=0))
 
     return {torch.ops.rootlet.row_int8_matmul.default: row_int8}
