@@ -8,6 +8,7 @@ from rootlet_runtime.fit import FitProgress, FitResult
 from rootlet_runtime.manifest import (
     FileEntry,
     GraphSpec,
+    LitertSpec,
     Manifest,
     TensorSpec,
     TrainingDefaults,
@@ -31,6 +32,7 @@ __all__ = [
     "FitProgress",
     "FitResult",
     "GraphSpec",
+    "LitertSpec",
     "Manifest",
     "TensorSpec",
     "Trainer",

@@ -33,6 +33,7 @@ from rootlet_runtime.errors import (
 from rootlet_runtime.manifest import ADAPTER_FILE, BASE_FILE, Manifest, format_time
 from rootlet_runtime.operators import GraphSummary, check_graph
 from rootlet_runtime.tensors import Arrays, check_arrays
+from rootlet_runtime.tflite_check import check_model
 
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
@@ -181,6 +182,8 @@ class Bundle:
         inputs = self.manifest.inputs
         for role, spec in self.manifest.graphs.items():
             self.summaries[role] = check_graph(self.entry(spec.file), spec, inputs, base_bytes)
+        if self.manifest.litert is not None:
+            check_model(self.entry(self.manifest.litert.file), self.manifest)
 
     def _read_adapter(self) -> Arrays:
         try:

@@ -19,6 +19,7 @@ SCHEMA = 1
 ROLES = ("train", "evaluate", "predict")
 BASE_FILE = "base.bin"
 ADAPTER_FILE = "adapter.safetensors"
+LITERT_FILE = "model.tflite"
 CONTENT_FILES = (*(f"{role}.onnx" for role in ROLES), ADAPTER_FILE, BASE_FILE)
 INPUT_DTYPES = ("float32", "int64", "uint8")
 
@@ -57,6 +58,22 @@ class GraphSpec:
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LitertSpec:
+    """The same graphs as one LiteRT model: a signature for each role and size of batch."""
+
+    file: str
+    batches: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.file != LITERT_FILE:
+            raise ManifestError(f"litert.file is {self.file!r}, not {LITERT_FILE!r}")
+        if not 1 <= len(self.batches) <= 8 or list(self.batches) != sorted(set(self.batches)):
+            raise ManifestError(
+                f"litert.batches {list(self.batches)}: must be one to eight sizes, growing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +128,7 @@ class Manifest:
     adapter: tuple[TensorSpec, ...]
     optimizer_state: tuple[TensorSpec, ...] = ()
     graphs: Mapping[str, GraphSpec]
+    litert: LitertSpec | None = None
     training: TrainingDefaults
     cost: Mapping[str, int] = field(default_factory=dict)
     licence: str
@@ -124,10 +142,10 @@ class Manifest:
         self._check_training()
         self._check_tensors()
         self._check_graphs()
-        if self.files and set(self.files) != set(CONTENT_FILES):
+        if self.files and set(self.files) != set(self.content_files):
             raise ManifestError(
-                f"files: {sorted(self.files)}; a bundle of schema {SCHEMA} declares exactly "
-                f"{sorted(CONTENT_FILES)}"
+                f"files: {sorted(self.files)}; this bundle of schema {SCHEMA} declares exactly "
+                f"{sorted(self.content_files)}"
             )
 
     def to_json(self) -> bytes:
@@ -152,6 +170,11 @@ class Manifest:
         if not manifest.files:
             raise ManifestError("files: empty; every file of the bundle must be declared")
         return manifest
+
+    @property
+    def content_files(self) -> tuple[str, ...]:
+        """Every file of the bundle but the manifest and its signature, in the archive's order."""
+        return CONTENT_FILES if self.litert is None else (*CONTENT_FILES, self.litert.file)
 
     @property
     def expires(self) -> datetime | None:
@@ -240,6 +263,9 @@ class Manifest:
                 set(_unique(f"graphs.{role}.outputs", graph.outputs)),
                 outputs,
             )
+
+        for batch in () if self.litert is None else self.litert.batches:
+            _bounded("litert.batches", batch, 1, self.max_batch)
 
     def _contract(self, role: str) -> tuple[set[str], set[str]]:
         adapter = {f"adapter/{spec.name}" for spec in self.adapter}

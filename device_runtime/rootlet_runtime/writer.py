@@ -20,7 +20,6 @@ from rootlet_runtime.durable import write_atomically
 from rootlet_runtime.errors import ManifestError, RollbackError, SizeLimitError
 from rootlet_runtime.manifest import (
     ADAPTER_FILE,
-    CONTENT_FILES,
     FileEntry,
     Manifest,
     format_time,
@@ -54,8 +53,9 @@ def write_bundle(
     Raises:
         ManifestError: the files are not those of a bundle, or the manifest would not be read back.
     """
-    if set(files) != set(CONTENT_FILES):
-        raise ManifestError(f"files: {sorted(files)}; a bundle holds {sorted(CONTENT_FILES)}")
+    wanted = manifest.content_files
+    if set(files) != set(wanted):
+        raise ManifestError(f"files: {sorted(files)}; this bundle holds {sorted(wanted)}")
     publisher = None
     if signing_key is not None:
         publisher = signing.public_key_hex(signing_key.public_key())
@@ -66,7 +66,7 @@ def write_bundle(
     contents: dict[str, Content] = {MANIFEST_FILE: raw}
     if signing_key is not None:
         contents[SIGNATURE_FILE] = signing_key.sign(raw)
-    write_archive(path, contents | {name: files[name] for name in CONTENT_FILES})
+    write_archive(path, contents | {name: files[name] for name in wanted})
     return manifest
 
 
@@ -101,7 +101,7 @@ def publish(
             f"version {version}: the source is version {source.manifest.version}, and devices that "
             f"saw it would refuse this one; use {oldest} or more"
         )
-    files: dict[str, Content] = {name: source.entry(name) for name in CONTENT_FILES}
+    files: dict[str, Content] = {name: source.entry(name) for name in source.manifest.content_files}
     if adapter is not None:
         files[ADAPTER_FILE] = encode_adapter(check_arrays(adapter, source.manifest.adapter))
     manifest = replace(

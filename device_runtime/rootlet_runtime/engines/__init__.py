@@ -14,7 +14,10 @@ from rootlet_runtime.state import TrainState
 __all__ = ["ENGINES", "Engine", "open_engine"]
 
 # Engine name: the module that holds it, and what pip installs for it.
-ENGINES = {"onnxruntime": ("rootlet_runtime.engines.onnx", "rootlet")}
+ENGINES = {
+    "litert": ("rootlet_runtime.engines.litert", "'rootlet[litert]'"),
+    "onnxruntime": ("rootlet_runtime.engines.onnx", "rootlet"),
+}
 
 
 class Engine(Protocol):
