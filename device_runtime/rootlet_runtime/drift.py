@@ -71,7 +71,7 @@ class LossDrift:
         *,
         reference: int = 100,
         delta: float = 0.25,
-        threshold: float = 25.0,
+        threshold: float = 35.0,
         cut: float = 4.0,
     ) -> None:
         if reference < 2 or not cut > 0:
