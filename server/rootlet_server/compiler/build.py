@@ -12,8 +12,9 @@ from torch import Tensor
 from rootlet_server.compiler.adapters import calibrated_a, initial_adapter
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.errors import CalibrationError, CompileError
-from rootlet_server.compiler.feedback import CHUNK, calibrated_feedback, random_feedback
+from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
+from rootlet_server.compiler.jacobians import CHUNK, sparse_noise
 from rootlet_server.compiler.learner import Learner
 from rootlet_server.compiler.rules import RULES
 from rootlet_server.compiler.sites import find_head, find_sites
@@ -132,18 +133,25 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         task=config.task,
         scale=lora.scale,
         trains_a=lora.frozen_a is None,
+        feedback=config.feedback,
     )
+    example = x[:EXAMPLES].clone()
+    if config.calibration == "noise":
+        x = sparse_noise(x, config.seed)
     adapter = initial_adapter(program, sites, head, lora, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
     a = {} if lora.frozen_a is None else calibrated_a(program, sites, lora.rank, x)
     feedback = {}
     if RULES[config.rule].needs_feedback:
-        if config.feedback == "random":
-            feedback = random_feedback(learner, config.seed)
-        else:
-            feedback = calibrated_feedback(
-                learner, freeze(program, "float32", without=without) | a, adapter, x
-            )
+        feedback = make_feedback(
+            learner,
+            freeze(program, "float32", without=without) | a,
+            adapter,
+            x,
+            form=config.feedback_form,
+            rank=config.feedback_rank,
+            seed=config.seed,
+        )
     step = Step(
         learner=learner,
         rule=config.rule,
@@ -151,4 +159,4 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         adapter={name: value.shape for name, value in adapter.items()},
     )
     frozen = freeze(program, config.base_dtype, without=without) | a | feedback
-    return Built(step=step, frozen=frozen, adapter=adapter, example=x[:EXAMPLES].clone())
+    return Built(step=step, frozen=frozen, adapter=adapter, example=example)

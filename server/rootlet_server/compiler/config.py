@@ -12,7 +12,9 @@ LARGEST_BATCH = 4096
 
 Task = Literal["classification", "regression"]
 RuleName = Literal["dfa", "backprop", "head_only"]
-FeedbackName = Literal["calibrated", "random"]
+FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
+FeedbackForm = Literal["int8", "sign", "low_rank"]
+Calibration = Literal["data", "noise"]
 OptimizerName = Literal["sgd", "adam"]
 BaseDtype = Literal["int8", "float32"]
 
@@ -92,8 +94,13 @@ class CompileConfig:
         task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
         rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the
             control, ``head_only`` leaves the base without adapters: the floor.
-        feedback: ``calibrated`` is the mean Jacobian over the calibration data; ``random`` is for
-            study.
+        feedback: ``calibrated`` is the mean Jacobian of the outputs, ``calibrated_features`` that
+            of the features, behind the live head; ``sign``, ``random``, ``broadcast`` and ``drtp``
+            are for study (``rootlet_server.compiler.feedback``).
+        feedback_form: how calibrated matrices are stored: ``int8``, their ``sign``, or two factors.
+        feedback_rank: of the ``low_rank`` form.
+        calibration: ``noise`` calibrates feedback and A on sparse noise in the range of the
+            calibration data, and on none of its examples.
         adapter: the low-rank adapters.
         base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they
             multiply.
@@ -110,6 +117,9 @@ class CompileConfig:
     task: Task = "classification"
     rule: RuleName = "dfa"
     feedback: FeedbackName = "calibrated"
+    feedback_form: FeedbackForm = "int8"
+    feedback_rank: int = 8
+    calibration: Calibration = "data"
     adapter: LoraConfig = field(default_factory=LoraConfig)
     base_dtype: BaseDtype = "int8"
     optimizer: OptimizerName = "sgd"
@@ -125,6 +135,12 @@ class CompileConfig:
         _one_of("task", self.task, Task)
         _one_of("rule", self.rule, RuleName)
         _one_of("feedback", self.feedback, FeedbackName)
+        _one_of("feedback_form", self.feedback_form, FeedbackForm)
+        _one_of("calibration", self.calibration, Calibration)
+        if not isinstance(self.feedback_rank, int) or self.feedback_rank < 1:
+            raise CompileError(
+                f"feedback_rank={self.feedback_rank!r} must be a whole number of at least 1."
+            )
         _one_of("base_dtype", self.base_dtype, BaseDtype)
         _one_of("optimizer", self.optimizer, OptimizerName)
         if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= LARGEST_BATCH:

@@ -17,7 +17,7 @@ from rootlet_server.compiler.interpret import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from rootlet_server.compiler.config import Task
+    from rootlet_server.compiler.config import FeedbackName, Task
     from rootlet_server.compiler.sites import Head, Site
     from rootlet_server.compiler.trace import Program
 
@@ -63,6 +63,7 @@ class Learner:
         task: ``classification`` or ``regression``.
         scale: alpha / rank.
         trains_a: whether A is part of the adapter, or frozen with the base.
+        feedback: what a rule that broadcasts reads, and what it is multiplied by.
         float_dtype: precision of the arithmetic; float64 in tests.
     """
 
@@ -72,6 +73,7 @@ class Learner:
     task: Task
     scale: float
     trains_a: bool
+    feedback: FeedbackName = "calibrated"
     float_dtype: torch.dtype = torch.float32
 
     def in_float64(self) -> Learner:

@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from rootlet_server.compiler.adapters import whitened
-from rootlet_server.compiler.feedback import feedback_keys, feedback_matrix
+from rootlet_server.compiler.feedback import positions_key
+from rootlet_server.compiler.feedback_forms import feedback_matrix, form_keys
 
 
 def stored_feedback(built, module):
     """(M, half a quantum of each row, position weights or None)."""
     site = next(s for s in built.step.learner.sites if s.module == module)
-    _, scale_key, positions_key = feedback_keys(site)
-    matrix = feedback_matrix(site, built.frozen, torch.float32)
-    return matrix, built.frozen[scale_key] / 2, built.frozen.get(positions_key)
+    _, scale_key, _ = form_keys(site.node)
+    matrix = feedback_matrix(site.node, built.frozen, torch.float32)
+    return matrix, built.frozen[scale_key] / 2, built.frozen.get(positions_key(site.node))
 
 
 def assert_within_half_a_quantum(matrix, half, expected):
@@ -64,7 +65,7 @@ def test_the_feedback_of_a_convolution_sums_the_jacobian_over_positions(lab):
 def test_position_weights_sum_to_one(lab, zoo_name):
     built = lab.built(zoo_name)
     for site in built.step.learner.sites:
-        positions = built.frozen.get(feedback_keys(site)[2])
+        positions = built.frozen.get(positions_key(site.node))
         assert (positions is None) == (site.positions == 1)
         if positions is not None:
             assert positions.shape == (site.positions,)

@@ -1,9 +1,9 @@
 """Direct feedback alignment (Noekland 2016) on adapters, with feedback from the frozen tensors.
 
-With e_n = d loss_n / d z_n the output error, M_l the feedback matrix of site l and v_p its
-position weights,
+With u_n the signal of the feedback (the output error e_n = d loss_n / d z_n, in most), M_l the
+feedback matrix of site l and v_p its position weights,
 
-    delta_{n,p} = v_p (e_n M_l) * f'(a_{n,p})
+    delta_{n,p} = v_p (u_n M_l) * f'(a_{n,p})
 
 takes the place of the error at the site's output. The head learns by its exact gradient. One
 broadcast of the error replaces the backward pass: no frozen weight is read twice, and with a frozen
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rootlet_server.compiler.feedback import feedback_keys, feedback_matrix
+from rootlet_server.compiler.feedback import broadcast_signal, feedback_signal, positions_key
 from rootlet_server.compiler.losses import loss_terms
 from rootlet_server.compiler.rules.credit import Factored
 from rootlet_server.compiler.rules.site_gradients import add_site, head_outers
@@ -44,18 +44,19 @@ def dfa(
     terms = loss_terms(learner.task, forward.output, batch.y)
     error_NK = terms.error * weights_N.unsqueeze(1)
     outers = head_outers(learner.head, adapter, error_NK, forward.features)
+    signal_NK = feedback_signal(learner, adapter, terms, batch.y, weights_N)
     for site in learner.sites:
         tap = forward.taps[site.node]
-        delta, z, h = _site_factors(site, frozen, tap, error_NK)
+        broadcast_NC = broadcast_signal(learner, site, frozen, signal_NK)
+        delta, z, h = _site_factors(site, frozen, tap, broadcast_NC)
         add_site(outers, learner, site, adapter, delta, z, h)
     return Factored(loss=terms.loss, metric=terms.metric, outers=outers)
 
 
 def _site_factors(
-    site: Site, frozen: Mapping[str, Tensor], tap: Tap, error_NK: Tensor
+    site: Site, frozen: Mapping[str, Tensor], tap: Tap, broadcast_NC: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """delta, s A h and (where A learns) h, by example; the weights v_p are on the last two."""
-    broadcast_NC = error_NK @ feedback_matrix(site, frozen, error_NK.dtype)
     derivative = site.chain.derivative(frozen, tap.output)
     h = None if tap.inputs is None else site.rows(tap.inputs)
     z = tap.projected
@@ -64,7 +65,7 @@ def _site_factors(
     if z.dim() == 2:
         return broadcast_NC if derivative is None else broadcast_NC * derivative, z, h
     # The weights of the positions go on the narrow side: r numbers a position, not C.
-    v_P1 = frozen[feedback_keys(site)[2]].to(error_NK.dtype).unsqueeze(-1)
+    v_P1 = frozen[positions_key(site.node)].to(z.dtype).unsqueeze(-1)
     z, h = z * v_P1, None if h is None else h * v_P1
     if derivative is None:  # delta is the same at every position: pool instead of spreading it
         return broadcast_NC, z.sum(1), None if h is None else h.sum(1)
