@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.steps import Step
 
-GraphName = Literal["train", "evaluate", "predict"]
+GraphName = Literal["train", "evaluate", "predict", "grads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,13 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
         return ["x"], learned, ["output"]
     if graph == "evaluate":
         return ["x", "y", "w"], learned, ["loss_sum", "metric_sum", "weight_sum"]
+    if graph == "grads":
+        sums = ["loss_sum", "metric_sum", "weight_sum"]
+        return (
+            ["x", "y", "w", "max_grad_norm"],
+            learned,
+            sums + [f"grads/{name}" for name in step.adapter],
+        )
     learned += [f"optimizer/{name}" for name in step.state]
     batch = [
         "x",
@@ -91,7 +98,15 @@ def _function(step: Step, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
         return (step.predict(frozen, dict(zip(names, learned, strict=True)), *batch),)
 
-    return {"train": train, "evaluate": evaluate, "predict": predict}[graph]
+    def grads(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        adapter = dict(zip(names, learned, strict=True))
+        *sums, by_name = step.gradients(frozen, adapter, *batch)
+        return *sums, *(by_name[n] for n in names)
+
+    functions = {"train": train, "evaluate": evaluate, "predict": predict, "grads": grads}
+    return functions[graph]
 
 
 def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,6 +122,7 @@ def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict
         "y": y,
         "w": torch.ones(n),
         "learning_rate": torch.tensor(0.01),
+        "max_grad_norm": torch.tensor(1.0),
         "step": torch.tensor(1.0),
         **{f"adapter/{name}": value.clone() for name, value in adapter.items()},
         **{
@@ -135,7 +151,7 @@ def capture(
     )
     with warnings.catch_warnings(), torch.no_grad(), _refusing(graph):
         warnings.simplefilter("ignore")
-        if graph == "train" and RULES[step.rule].uses_autograd:
+        if graph in ("train", "grads") and RULES[step.rule].uses_autograd:
             function = _trace_autograd(function, frozen, batch, learned)
         module = _Graph(function, frozen).eval()
         exported = torch.export.export(

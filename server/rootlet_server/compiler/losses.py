@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.config import Task
 
 SMALLEST_WEIGHT = 1e-6
+LARGEST_VALUE = 1e37  # float32 ends at 3.4e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +60,8 @@ def example_weights(w: Tensor) -> Tensor:
 def weighted_mean(values: Tensor, w: Tensor) -> Tensor:
     """``sum_n w_n v_n / sum w``; zero where all weights are zero."""
     return (values * w).sum() / w.sum().clamp_min(SMALLEST_WEIGHT)
+
+
+def finite_sum(values: Tensor, w: Tensor) -> Tensor:
+    """``sum_n w_n v_n`` over the values that are finite."""
+    return (torch.where(values.abs() <= LARGEST_VALUE, values, 0.0) * w).sum()

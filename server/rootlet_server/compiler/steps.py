@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rootlet_server.compiler.losses import example_weights, loss_terms, weighted_mean
+import torch
+
+from rootlet_server.compiler.clipping import clipped_gradients
+from rootlet_server.compiler.losses import example_weights, finite_sum, loss_terms, weighted_mean
 from rootlet_server.compiler.optimizers import OPTIMIZERS, state_names
 from rootlet_server.compiler.rules import RULES, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from torch import Tensor
 
     from rootlet_server.compiler.learner import Learner
@@ -76,6 +78,34 @@ class Step:
         )
         loss, metric = (weighted_mean(each, w) for each in (gradients.loss, gradients.metric))
         return loss, metric, new_adapter, new_state
+
+    def gradients(  # noqa: PLR0917 (the order of the graph's inputs)
+        self,
+        frozen: Tensors,
+        adapter: Tensors,
+        x: Tensor,
+        y: Tensor,
+        w: Tensor,
+        max_grad_norm: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """The private step's part: ``sum_n w_n min(1, C / ||g_n||) g_n``; see ``clipping.py``.
+
+        Args:
+            frozen: the base, feedback and frozen A.
+            adapter: what learns.
+            x: [N, ...].
+            y: [N] int64, or [N, K] for regression.
+            w: [N], 1 for the examples that count and 0 for the others.
+            max_grad_norm: C, [].
+
+        Returns:
+            Sums of loss, metric and weight, each [], which are not private; and the clipped sums.
+        """
+        rule, batch = RULES[self.rule], Batch(x=x, y=y)
+        credit = rule.credit(self.learner, frozen, adapter, batch, torch.ones_like(w))
+        gradients = clipped_gradients(credit, w, max_grad_norm)
+        loss, metric = (finite_sum(each, w) for each in (gradients.loss, gradients.metric))
+        return loss, metric, w.sum(), gradients.by_name
 
     def evaluate(
         self, frozen: Tensors, adapter: Tensors, x: Tensor, y: Tensor, w: Tensor

@@ -58,7 +58,7 @@ def backprop(
                 values[f"h {node}"] = tap.inputs
         return (terms.loss * weights_N).sum(), values
 
-    zeros = learner.zeros_at_sites(len(batch.x))
+    zeros = learner.zeros_at_sites(batch.x.shape[0])
     errors, values = torch.func.grad(objective, has_aux=True)(zeros)
     error_NK = values["error"] * weights_N.unsqueeze(1)
     outers = head_outers(learner.head, adapter, error_NK, values["features"])
