@@ -1,4 +1,4 @@
-"""Runs a traced program node by node, with the frozen base in float or int8.
+"""Runs a traced program node by node, with the frozen base in float, int8 or int4.
 
 One interpreter serves the export, the simulation (under ``torch.func.vmap``) and the tests (in
 float64).
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from rootlet_server.compiler.conv_int8 import conv_geometry, static_int8_conv
+from rootlet_server.compiler.int4 import int4_weight
 from rootlet_server.compiler.int8 import row_int8_matmul
 from rootlet_server.compiler.operators import REWRITES, cast
 
@@ -54,8 +56,7 @@ def base_product(
     if node.target is aten.linear.default:
         return _linear(frozen, weight, args[0], args[2] if len(args) > 2 else None)
     if node.target in CONVOLUTIONS and f"{weight}:conv.q" in frozen:
-        scale = frozen[f"{weight}:conv.scale"]
-        return node.target(args[0], frozen[f"{weight}:conv.q"].to(scale.dtype) * scale, *args[2:])
+        return _convolution(node, frozen, weight, args)
     if node.target is aten.embedding.default and f"{weight}:embedding.q" in frozen:
         q, scale = frozen[f"{weight}:embedding.q"], frozen[f"{weight}:embedding.scale"]
         return torch.nn.functional.embedding(args[1], q).to(
@@ -64,15 +65,31 @@ def base_product(
     return None
 
 
+def _convolution(
+    node: fx.Node, frozen: Mapping[str, Tensor], weight: str, args: tuple[Any, ...]
+) -> Any:
+    q, scale = frozen[f"{weight}:conv.q"], frozen[f"{weight}:conv.scale"]
+    geometry = conv_geometry(args, q.shape)
+    if geometry is not None and f"{weight}:conv.x_scale" in frozen:
+        return static_int8_conv(frozen, weight, args[0], geometry)
+    convolution: Any = node.target
+    return convolution(args[0], q.to(scale.dtype) * scale, *args[2:])
+
+
 def _linear(
     frozen: Mapping[str, Tensor], weight: str, x: Tensor, bias: Tensor | None
 ) -> Tensor | None:
-    if f"{weight}:linear.q" in frozen:
-        out = row_int8_matmul(x, frozen[f"{weight}:linear.q"], frozen[f"{weight}:linear.scale"])
-    elif f"{weight}:linear" in frozen:
+    scale = frozen.get(f"{weight}:linear.scale")
+    if scale is None:
+        if f"{weight}:linear" not in frozen:
+            return None
         out = x @ frozen[f"{weight}:linear"]
+    elif f"{weight}:linear.int4" in frozen:
+        out = x @ int4_weight(frozen[f"{weight}:linear.int4"], scale)
     else:
-        return None
+        both_ways = f"{weight}:linear.both" in frozen
+        q = frozen[f"{weight}:linear.{'both' if both_ways else 'q'}"]
+        out = row_int8_matmul(x, q, scale, both_ways=both_ways)
     return out if bias is None else out + bias
 
 
@@ -109,11 +126,18 @@ def run(
     kept: dict[str, Any] = {}
     last_use = _last_uses(program.graph)
     for node in program.graph.nodes:
+        if node.name == program.x:
+            env[node.name] = x
+            continue
         if node.op == "placeholder":
-            if node.name == program.x:
-                env[node.name] = x
-            else:  # a weight that only its layer reads may be stored in another form
-                env[node.name] = frozen.get(program.names[node.name])
+            # A weight that only its layer reads may be stored in another form; the batch itself is
+            # not there where a latent takes its place.
+            env[node.name] = frozen.get(program.names.get(node.name, ""))
+            continue
+        if node.name in program.batch_sizes:
+            env[node.name] = x.shape[0]
+            continue
+        if node.name in program.skipped:
             continue
         if node.op == "output":
             break

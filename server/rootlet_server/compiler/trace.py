@@ -34,9 +34,11 @@ class Program:
         graph: functional aten graph; nodes carry ``meta["val"]`` with the symbolic batch size.
         tensors: the model's parameters, buffers and constants by name; never trained.
         names: placeholder node name -> tensor name.
-        x: name of the placeholder for the batch.
+        x: name of the node at which the batch comes in: a placeholder, or a latent.
         output: name of the node that is the model's output [N, K].
         num_outputs: K.
+        skipped: nodes that are not computed: those outside a half (``latent.py``).
+        batch_sizes: nodes that are the number of examples, whatever they were read from.
     """
 
     graph: fx.Graph
@@ -45,6 +47,8 @@ class Program:
     x: str
     output: str
     num_outputs: int
+    skipped: frozenset[str] = frozenset()
+    batch_sizes: frozenset[str] = frozenset()
 
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
