@@ -3,8 +3,9 @@
 from rootlet_runtime import errors
 from rootlet_runtime.archive import BundleLimits
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.energy import EnergyEstimate, estimate_energy_j
+from rootlet_runtime.energy import Energy, count_work, estimated_energy
 from rootlet_runtime.fit import FitProgress, FitResult
+from rootlet_runtime.guard import GuardConfig
 from rootlet_runtime.manifest import (
     FileEntry,
     GraphSpec,
@@ -13,6 +14,8 @@ from rootlet_runtime.manifest import (
     TensorSpec,
     TrainingDefaults,
 )
+from rootlet_runtime.meter import Meter
+from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.signing import (
     generate_keypair,
     key_id,
@@ -26,19 +29,23 @@ from rootlet_runtime.writer import publish, write_bundle
 __all__ = [
     "Bundle",
     "BundleLimits",
-    "EnergyEstimate",
+    "Energy",
     "EvaluateResult",
     "FileEntry",
     "FitProgress",
     "FitResult",
     "GraphSpec",
+    "GuardConfig",
     "LitertSpec",
     "Manifest",
+    "Meter",
+    "RateSchedule",
     "TensorSpec",
     "Trainer",
     "TrainingDefaults",
+    "count_work",
     "errors",
-    "estimate_energy_j",
+    "estimated_energy",
     "generate_keypair",
     "key_id",
     "load_private_key",

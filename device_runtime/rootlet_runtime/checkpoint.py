@@ -28,6 +28,7 @@ from rootlet_runtime.tensors import Arrays, check_arrays
 SCHEMA = 1
 MAX_JSON_BYTES = 2**20
 _ADAPTER, _OPTIMIZER = "adapter/", "optimizer/"
+_GOOD = "good/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +41,22 @@ class _Record:
     data_sha256: str
     data_bytes: int
     steps: int
+    good_steps: int | None
     notes: Mapping[str, Any]
     checksum: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A state, the bundle that it belongs to, and what the writer noted beside it."""
+    """A state, the bundle that it belongs to, and what the writer noted beside it.
+
+    ``good`` is an earlier state that the writer may have to go back to.
+    """
 
     state: TrainState
     manifest_sha256: str
     notes: Mapping[str, Any]
+    good: TrainState | None = None
 
 
 def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
@@ -59,9 +65,10 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: the disk refused; the older checkpoint is as it was.
     """
-    state = checkpoint.state
-    arrays = {_ADAPTER + name: array for name, array in state.adapter.items()}
-    arrays |= {_OPTIMIZER + name: array for name, array in state.optimizer.items()}
+    state, good = checkpoint.state, checkpoint.good
+    arrays = _joined(state)
+    if good is not None:
+        arrays |= {_GOOD + name: array for name, array in _joined(good).items()}
     data = safetensors.numpy.save(arrays)
     digest = hashlib.sha256(data).hexdigest()
     record = _Record(
@@ -71,6 +78,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
         data_sha256=digest,
         data_bytes=len(data),
         steps=state.steps,
+        good_steps=None if good is None else good.steps,
         notes=checkpoint.notes,
         checksum="",
     )
@@ -103,19 +111,25 @@ def read_checkpoint(folder: Path, stem: str) -> Checkpoint | None:
         arrays: Arrays = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _damaged(folder / record.data_file, str(error)) from error
-    state = TrainState(
-        adapter=_split(arrays, _ADAPTER), optimizer=_split(arrays, _OPTIMIZER), steps=record.steps
+    return Checkpoint(
+        state=_state(arrays, record.steps),
+        manifest_sha256=record.manifest_sha256,
+        notes=record.notes,
+        good=None
+        if record.good_steps is None
+        else _state(_split(arrays, _GOOD), record.good_steps),
     )
-    return Checkpoint(state=state, manifest_sha256=record.manifest_sha256, notes=record.notes)
 
 
-def fitting_state(checkpoint: Checkpoint, bundle: Bundle, folder: Path) -> TrainState:
-    """The checkpoint's state, if it belongs to ``bundle``.
+def fitting_state(
+    checkpoint: Checkpoint, state: TrainState, bundle: Bundle, folder: Path
+) -> TrainState:
+    """One of the checkpoint's states, if it belongs to ``bundle``.
 
     Raises:
         CheckpointError: saved with another bundle, or its arrays are not those of this one.
     """
-    manifest, state = bundle.manifest, checkpoint.state
+    manifest = bundle.manifest
     try:
         if checkpoint.manifest_sha256 != bundle.manifest_sha256:
             raise AdapterError(f"it was saved with the bundle {checkpoint.manifest_sha256[:16]}…")
@@ -151,7 +165,9 @@ def _read_record(path: Path) -> _Record:
         raise _damaged(path, "its checksum or schema is not the expected one")
     if strict_json.dumps(record) != raw:
         raise _damaged(path, "it is not in its canonical encoding")
-    if record.steps < 0 or record.data_file != _data_file(path.stem, record.data_sha256):
+    if min(record.steps, record.good_steps or 0) < 0 or record.data_file != _data_file(
+        path.stem, record.data_sha256
+    ):
         raise _damaged(path, "a value in it is impossible")
     return record
 
@@ -178,6 +194,17 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: the checkpoint is damaged: {reason}. Delete the folder {path.parent} to start "
         "again from the bundle's adapter, or restore it from a copy"
+    )
+
+
+def _joined(state: TrainState) -> Arrays:
+    arrays = {_ADAPTER + name: array for name, array in state.adapter.items()}
+    return arrays | {_OPTIMIZER + name: array for name, array in state.optimizer.items()}
+
+
+def _state(arrays: Arrays, steps: int) -> TrainState:
+    return TrainState(
+        adapter=_split(arrays, _ADAPTER), optimizer=_split(arrays, _OPTIMIZER), steps=steps
     )
 
 

@@ -18,7 +18,8 @@ RootletError
 │   └── OperatorError           an operator, domain or external file outside the allow-list
 ├── DataError                   examples that cannot be used: shape, dtype, NaN, label out of range
 ├── TrainingError
-│   └── NonFiniteLossError      the loss left the finite numbers; the previous adapter is kept
+│   └── DivergedError           training made the adapter worse; the previous one is kept
+│       └── NonFiniteLossError  a loss or a value of the adapter left the finite numbers
 ├── AdapterError                names, shapes, dtypes or values do not fit the bundle
 ├── KeyFileError                a key file that is unreadable or holds another kind of key
 ├── CheckpointError             a checkpoint that is damaged or belongs to another bundle
@@ -95,8 +96,12 @@ class TrainingError(RootletError):
     """Training could not go on."""
 
 
-class NonFiniteLossError(TrainingError):
-    """The loss left the finite numbers; the previous adapter is kept."""
+class DivergedError(TrainingError):
+    """Training made the adapter worse and never better; the previous adapter is kept."""
+
+
+class NonFiniteLossError(DivergedError):
+    """A loss or a value of the adapter left the finite numbers; the previous adapter is kept."""
 
 
 class AdapterError(RootletError, ValueError):

@@ -1,36 +1,39 @@
 """One run of training: the loop over batches, and what makes it resumable."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rootlet_runtime.batches import AnyArray, Schedule, gather
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.checkpoint import (
-    Checkpoint,
-    fitting_state,
-    read_checkpoint,
-    remove_checkpoint,
-    write_checkpoint,
-)
+from rootlet_runtime.energy import Energy
 from rootlet_runtime.engines import Engine
-from rootlet_runtime.errors import NonFiniteLossError
+from rootlet_runtime.errors import DivergedError
 from rootlet_runtime.ewc import ElasticWeights
+from rootlet_runtime.fit_checkpoint import FitCheckpoint, fingerprint
+from rootlet_runtime.guard import Guard, GuardConfig
+from rootlet_runtime.meter import Meter
 from rootlet_runtime.quality_gate import Verdict
+from rootlet_runtime.schedule import RateSchedule
+from rootlet_runtime.spending import Spending
 from rootlet_runtime.state import TrainState
+from rootlet_runtime.watch import HeldOut, Watch
 
-FIT_STEM = "fit"
+EndedBy = Literal["steps", "progress", "energy", "guard"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitProgress:
-    """Where a ``fit`` is: epoch and step count from 1, loss and metric are the last step's."""
+    """Where a ``fit`` is: epoch and step count from 1, loss and metric are the last step's.
+
+    ``learning_rate`` is that step's; ``rolled_back`` and ``reason`` are the guard's so far;
+    ``energy`` is this call's.
+    """
 
     epoch: int
     epochs: int
@@ -38,6 +41,10 @@ class FitProgress:
     steps: int
     loss: float
     metric: float
+    learning_rate: float
+    rolled_back: int
+    reason: str
+    energy: Energy
 
 
 Progress = Callable[[FitProgress], bool | None]
@@ -54,7 +61,12 @@ class FitResult:
             update.
         metric: the same mean of accuracy or squared error.
         seconds: of this call.
-        stopped: whether ``progress`` ended it early.
+        energy: of this call, measured or estimated.
+        ended_by: ``steps`` where all were taken; ``progress`` or ``energy`` where it was stopped
+            between two steps and can be taken up; ``guard`` where it kept diverging, and ended
+            with the last good adapter.
+        rolled_back: how often the guard went back to the last good adapter.
+        reason: of the last time; empty where there was none.
         resumed_from_step: steps that an earlier, unfinished call had taken; 0 for a fresh start.
         replay_uses: how often each replayed row was used, steps before a resume included; empty
             where nothing was replayed or the ``fit`` was stopped.
@@ -66,10 +78,18 @@ class FitResult:
     loss: float
     metric: float
     seconds: float
-    stopped: bool
+    energy: Energy
+    ended_by: EndedBy
     resumed_from_step: int
+    rolled_back: int = 0
+    reason: str = ""
     replay_uses: tuple[int, ...] = ()
     verdict: Verdict | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is unfinished: the same call, made again, goes on."""
+        return self.ended_by in {"progress", "energy"}
 
 
 @dataclass(kw_only=True)
@@ -79,15 +99,19 @@ class _Position:
     seed: int
     step: int = 0
     examples: int = 0
+    epoch: int = 0
     epoch_examples: int = 0
     loss_sum: float = 0.0
     metric_sum: float = 0.0
 
-    def add(self, loss: float, metric: float, examples: int, *, new_epoch: bool) -> None:
-        if new_epoch:
-            self.epoch_examples, self.loss_sum, self.metric_sum = 0, 0.0, 0.0
+    def add(self, loss: float, metric: float, examples: int, epoch: int) -> None:
+        """Counts a step; the sums are those of the last epoch with a finite loss."""
         self.step += 1
         self.examples += examples
+        if not math.isfinite(loss):
+            return
+        if epoch != self.epoch:
+            self.epoch, self.epoch_examples, self.loss_sum, self.metric_sum = epoch, 0, 0.0, 0.0
         self.epoch_examples += examples
         self.loss_sum += loss * examples
         self.metric_sum += metric * examples
@@ -98,7 +122,8 @@ class FitRun:
     """The loop; inputs are checked before it is made.
 
     The last ``replayed`` rows of ``x`` and ``y`` are replayed ones, ``replay_per_batch`` in each
-    batch. ``elastic`` pulls the adapter after each step.
+    batch. ``elastic`` pulls the adapter after each step. ``guard`` is None for none, which still
+    refuses what is not finite.
     """
 
     bundle: Bundle
@@ -115,63 +140,85 @@ class FitRun:
     replayed: int = 0
     replay_per_batch: int = 0
     elastic: ElasticWeights | None = None
+    schedule: RateSchedule
+    guard: GuardConfig | None
+    held_out: HeldOut | None
+    meter: Meter
+    energy_limit_j: float | None = None
 
     def run(self) -> FitResult:
-        """Trains to the end, or until ``progress`` returns ``False``.
+        """Trains to the end, or until it is stopped.
+
+        Whatever is raised, the state of before the call is back.
 
         Raises:
-            NonFiniteLossError: the state of before the call is back.
+            DivergedError: no state since the start was good.
+            CheckpointError: a checkpoint is damaged or cannot be written.
         """
         started = time.monotonic()
         before = self.engine.state()
-        fingerprint = self._fingerprint(before.digest()) if self.checkpoint_dir else ""
-        position = self._resume(fingerprint) or _Position(seed=self.seed)
-        resumed_from = position.step
-        try:
-            stopped = self._train(position, fingerprint)
-            if stopped:
-                self._save(position, fingerprint)
-        except NonFiniteLossError:
-            self.engine.load_state(before)
-            self._forget()
-            raise
-        if not stopped:
-            self._forget()
+        checkpoint = FitCheckpoint(
+            folder=self.checkpoint_dir,
+            bundle=self.bundle,
+            fingerprint=self._fingerprint(before.digest()) if self.checkpoint_dir else "",
+        )
+        with self.meter:
+            spending = Spending(self.meter, self.bundle.manifest.cost, limit_j=self.energy_limit_j)
+            watch = self._watch(before, spending)
+            try:
+                position = self._resume(checkpoint, watch)
+                resumed_from = position.step
+                ended_by = self._train(position, watch, checkpoint)
+                if ended_by in {"progress", "energy"}:
+                    self._save(position, watch, checkpoint)
+            except BaseException as error:
+                self.engine.load_state(before)
+                if isinstance(error, DivergedError):
+                    checkpoint.remove()
+                raise
+            if ended_by in {"steps", "guard"}:
+                checkpoint.remove()
+            energy = spending.energy(final=True)
+        done = ended_by in {"steps", "guard"}
         return FitResult(
             steps=position.step,
             examples=position.examples,
             loss=position.loss_sum / position.epoch_examples,
             metric=position.metric_sum / position.epoch_examples,
             seconds=time.monotonic() - started,
-            stopped=stopped,
+            energy=energy,
+            ended_by=ended_by,
             resumed_from_step=resumed_from,
-            replay_uses=()
-            if stopped
-            else tuple(self._schedule(position.seed).replay_uses().tolist()),
+            rolled_back=watch.rollbacks,
+            reason=watch.reason,
+            replay_uses=tuple(self._rows(position.seed).replay_uses().tolist()) if done else (),
         )
 
-    def _train(self, position: _Position, fingerprint: str) -> bool:
-        """Takes the steps that are left; returns whether it was stopped."""
-        schedule = self._schedule(position.seed)
-        stopped = False
-        for rows in schedule.rows(position.step):
-            batch = gather(self.x, self.y, rows, self.batch_size)
-            loss, metric = self.engine.step(batch, self.learning_rate)
-            self._pull(self.learning_rate)
-            epoch, index = divmod(position.step, schedule.steps_per_epoch)
-            if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss} at step {position.step + 1}")
-            position.add(loss, metric, batch.examples, new_epoch=index == 0)
-            last = position.step == schedule.steps
-            if self._wants_stop(epoch, schedule.steps, position.step, loss, metric) and not last:
-                stopped = True
-                break
+    def _train(self, position: _Position, watch: Watch, checkpoint: FitCheckpoint) -> EndedBy:
+        """Takes the steps that are left."""
+        rows = self._rows(position.seed)
+        for chosen in rows.rows(position.step):
+            if position.step and not watch.spending.room():
+                return "energy"
+            rate = self.learning_rate * self.schedule.factor(position.step, rows.steps)
+            rate *= watch.factor
+            batch = gather(self.x, self.y, chosen, self.batch_size)
+            loss, metric = self.engine.step(batch, rate)
+            self._pull(rate)
+            watch.spending.trained(batch.examples)
+            position.add(loss, metric, batch.examples, position.step // rows.steps_per_epoch)
+            last = position.step == rows.steps
+            if not watch.after(loss, metric, batch.examples, rate, last=last):
+                return "guard"
+            if self._wants_stop(position, watch, (loss, metric, rate), rows) and not last:
+                return "progress" if watch.settle(rate) else "guard"
             if position.step % self.checkpoint_every == 0 and not last:
-                self._save(position, fingerprint)
-        self._finite_state(position.step)
-        return stopped
+                if not watch.settle(rate):
+                    return "guard"
+                self._save(position, watch, checkpoint)
+        return "steps"
 
-    def _schedule(self, seed: int) -> Schedule:
+    def _rows(self, seed: int) -> Schedule:
         return Schedule(
             seed=seed,
             examples=len(self.x) - self.replayed,
@@ -181,6 +228,18 @@ class FitRun:
             replay_per_batch=self.replay_per_batch,
         )
 
+    def _watch(self, before: TrainState, spending: Spending) -> Watch:
+        classifies = self.bundle.manifest.task == "classification"
+        return Watch(
+            engine=self.engine,
+            config=self.guard,
+            guard=Guard(classifies=classifies, chance=_chance(self.y, classifies=classifies)),
+            batch_size=self.batch_size,
+            held_out=self.held_out,
+            spending=spending,
+            good=before,
+        )
+
     def _pull(self, learning_rate: float) -> None:
         """The proximal step of elastic weight consolidation, outside the graph."""
         if self.elastic is not None:
@@ -188,63 +247,57 @@ class FitRun:
             pulled = self.elastic.pulled(state.adapter, learning_rate)
             self.engine.load_state(replace(state, adapter=pulled))
 
-    def _finite_state(self, step: int) -> TrainState:
-        """The engine's state; one that is not finite could be saved, but never restored."""
-        state = self.engine.state()
-        for what, arrays in (("adapter", state.adapter), ("optimiser", state.optimizer)):
-            if not all(np.isfinite(array).all() for array in arrays.values()):
-                raise self._diverged(f"step {step} left the {what} with values that are not finite")
-        return state
-
-    def _wants_stop(self, epoch: int, steps: int, step: int, loss: float, metric: float) -> bool:
+    def _wants_stop(
+        self, position: _Position, watch: Watch, step: tuple[float, float, float], rows: Schedule
+    ) -> bool:
         if self.progress is None:
             return False
+        loss, metric, rate = step
         report = FitProgress(
-            epoch=epoch + 1, epochs=self.epochs, step=step, steps=steps, loss=loss, metric=metric
+            epoch=1 + (position.step - 1) // rows.steps_per_epoch,
+            epochs=self.epochs,
+            step=position.step,
+            steps=rows.steps,
+            loss=loss,
+            metric=metric,
+            learning_rate=rate,
+            rolled_back=watch.rollbacks,
+            reason=watch.reason,
+            energy=watch.spending.energy(),
         )
         return self.progress(report) is False
 
-    def _diverged(self, what: str) -> NonFiniteLossError:
-        return NonFiniteLossError(
-            f"{what} of {self.epochs} epochs with learning_rate {self.learning_rate}; the "
-            "adapter from before this fit is back. Lower the learning rate, or look for "
-            "outliers in x"
-        )
-
     def _fingerprint(self, start: str) -> str:
-        """Which ``fit`` this is: bundle, starting state, data and hyperparameters."""
-        digest = hashlib.sha256()
         replay = (self.replayed, self.replay_per_batch)
         elastic = None if self.elastic is None else self.elastic.digest()
-        settings = (self.epochs, self.batch_size, self.learning_rate.hex(), replay, elastic)
-        digest.update(f"{self.bundle.manifest_sha256} {start} {settings}".encode())
-        for array in (self.x, self.y):
-            digest.update(f"|{array.dtype}{array.shape}|".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
+        rate = (self.learning_rate.hex(), self.schedule, self.guard)
+        settings = (self.bundle.manifest_sha256, start, self.epochs, self.batch_size)
+        return fingerprint(
+            (*settings, rate, replay, elastic), (self.x, self.y, *(self.held_out or ()))
+        )
 
-    def _resume(self, fingerprint: str) -> _Position | None:
-        if self.checkpoint_dir is None:
-            return None
-        found = read_checkpoint(self.checkpoint_dir, FIT_STEM)
-        if found is None or found.notes.get("fingerprint") != fingerprint:
-            return None
-        notes: dict[str, Any] = {**found.notes}
-        del notes["fingerprint"]
-        self.engine.load_state(fitting_state(found, self.bundle, self.checkpoint_dir))
+    def _resume(self, checkpoint: FitCheckpoint, watch: Watch) -> _Position:
+        found = checkpoint.read()
+        if found is None or found.good is None:
+            watch.begin()
+            return _Position(seed=self.seed)
+        self.engine.load_state(found.state)
+        watch.resume(found.notes["watch"], found.good)
+        watch.spending.earlier_j = found.notes["energy_j"]
+        notes: dict[str, Any] = {**found.notes["position"]}
         return _Position(**notes)
 
-    def _save(self, position: _Position, fingerprint: str) -> None:
-        if self.checkpoint_dir is None:
-            return
-        notes = {**asdict(position), "fingerprint": fingerprint}
-        checkpoint = Checkpoint(
-            state=self._finite_state(position.step),
-            manifest_sha256=self.bundle.manifest_sha256,
-            notes=notes,
-        )
-        write_checkpoint(self.checkpoint_dir, FIT_STEM, checkpoint)
+    def _save(self, position: _Position, watch: Watch, checkpoint: FitCheckpoint) -> None:
+        notes = {
+            "position": asdict(position),
+            "watch": watch.to_notes(),
+            "energy_j": watch.spending.total_j,
+        }
+        checkpoint.write(self.engine.state(), watch.good, notes)
 
-    def _forget(self) -> None:
-        if self.checkpoint_dir is not None:
-            remove_checkpoint(self.checkpoint_dir, FIT_STEM)
+
+def _chance(y: AnyArray, *, classifies: bool) -> float:
+    """The metric of the best constant answer."""
+    if classifies:
+        return float(np.bincount(y).max() / len(y))
+    return float(y.astype(np.float64).var(axis=0).mean())

@@ -14,6 +14,8 @@ from typing import Any
 
 from rootlet_runtime import strict_json
 from rootlet_runtime.errors import ManifestError
+from rootlet_runtime.optimizers import resolve_hyperparameters
+from rootlet_runtime.schedule import RateSchedule
 
 SCHEMA = 1
 ROLES = ("train", "evaluate", "predict")
@@ -90,16 +92,30 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
-    """The publisher's suggestion for ``Trainer.fit``; nothing enforces it."""
+    """The publisher's suggestion for ``Trainer.fit``; nothing enforces it.
+
+    ``decay`` and ``warmup`` are a ``rootlet_runtime.schedule.RateSchedule``.
+    """
 
     learning_rate: float
     batch_size: int
     epochs: int
+    decay: str = "linear"
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
         _positive("training.learning_rate", self.learning_rate)
         _bounded("training.batch_size", self.batch_size, 1, 65536)
         _bounded("training.epochs", self.epochs, 1, 100_000)
+        try:
+            self.schedule  # noqa: B018 - made to be checked
+        except ValueError as error:
+            raise ManifestError(f"training: {error}") from error
+
+    @property
+    def schedule(self) -> RateSchedule:
+        """How the learning rate rises and falls over a ``fit``."""
+        return RateSchedule(decay=self.decay, warmup=self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +136,7 @@ class Manifest:
     alpha: float
     base_dtype: str
     optimizer: str
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
     max_batch: int
     x: TensorSpec
     y: TensorSpec
@@ -208,7 +225,13 @@ class Manifest:
     def _check_training(self) -> None:
         _one_of("task", self.task, ("classification", "regression"))
         _one_of("base_dtype", self.base_dtype, ("int8", "float32"))
-        _one_of("optimizer", self.optimizer, ("sgd", "adam"))
+        try:
+            resolved = resolve_hyperparameters(self.optimizer, self.hyperparameters)
+        except ValueError as error:
+            raise ManifestError(str(error)) from error
+        if resolved != self.hyperparameters:
+            missing = sorted(resolved.keys() - self.hyperparameters.keys())
+            raise ManifestError(f"hyperparameters: missing {missing} of {self.optimizer}")
         for name in ("rule", "feedback", "adapter_kind"):
             if getattr(self, name) is not None:
                 _match(_SLUG, name, getattr(self, name))

@@ -22,12 +22,16 @@ from rootlet_runtime.engines import Engine, open_engine
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit import FitResult, FitRun, Progress
+from rootlet_runtime.guard import GuardConfig
+from rootlet_runtime.meter import Meter
 from rootlet_runtime.replay import Replay, ReplayBuffer
+from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays, check_arrays, zeros
 
 DEFAULT_BATCH_SIZE = 64
 TRAINER_STEM = "trainer"
+DEFAULT_GUARD = GuardConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,22 @@ class Trainer:
     """
 
     def __init__(
-        self, bundle: Bundle, *, engine: str = "onnxruntime", num_threads: int = 1
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "onnxruntime",
+        num_threads: int = 1,
+        meter: Meter | None = None,
     ) -> None:
         """Opens the engine; its graphs are loaded when they are first used.
+
+        ``meter`` measures the energy of a ``fit``; by default what this device has, if anything.
 
         Raises:
             MissingExtraError: the engine's library is not installed.
         """
         self.bundle = bundle
+        self._meter = meter or Meter()
         self._engine: Engine = _Locked(open_engine(engine, bundle, num_threads))
         self.load_adapter(bundle.initial_adapter())
 
@@ -73,8 +85,16 @@ class Trainer:
         checkpoint_every: int = 50,
         replay: Replay | None = None,
         elastic: ElasticWeights | None = None,
+        schedule: RateSchedule | None = None,
+        held_out: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        guard: GuardConfig | None = DEFAULT_GUARD,
+        energy_limit_j: float | None = None,
     ) -> FitResult:
         """Trains the adapter, going on from its present value and optimiser state.
+
+        The learning rate rises and falls as the schedule says. A guard watches for divergence,
+        goes back to the last good adapter and lowers the rate; see ``rootlet_runtime.guard``.
+        Whatever is raised, the adapter and the optimiser's state are those of before the call.
 
         The order of the examples is a function of one number drawn from ``rng``. A batch larger
         than the data is cut to the data's size.
@@ -99,10 +119,15 @@ class Trainer:
                 charged in the buffer with the times that it was used. A stopped ``fit`` charges
                 nothing: the call that takes it up and ends it charges all.
             elastic: pulls the adapter towards an earlier one after each step.
+            schedule: of the learning rate; None for the bundle's.
+            held_out: examples and labels that are not trained on, for the guard to measure.
+            guard: None for none; what is not finite is refused even so.
+            energy_limit_j: most joules of this ``fit``, the calls that it takes up included;
+                training stops before the step that would go beyond it, but not before the first.
 
         Raises:
-            DataError: the examples or settings cannot be used; nothing was changed.
-            NonFiniteLossError: the adapter and optimiser state from before the call are back.
+            DataError: the examples or settings cannot be used.
+            DivergedError: training made the adapter worse, and never better before.
             CheckpointError: a checkpoint is damaged or cannot be written.
         """
         manifest = self.bundle.manifest
@@ -131,6 +156,11 @@ class Trainer:
             replayed=replayed,
             replay_per_batch=replay.rows_per_batch(size) if replay is not None and replayed else 0,
             elastic=elastic,
+            schedule=schedule or manifest.training.schedule,
+            guard=guard,
+            held_out=None if held_out is None else examples.check_examples(*held_out, manifest),
+            meter=self._meter,
+            energy_limit_j=energy_limit_j,
         )
         result = run.run()
         if replay is not None and result.replay_uses:
@@ -220,7 +250,9 @@ class Trainer:
         checkpoint = read_checkpoint(Path(folder), TRAINER_STEM)
         if checkpoint is None:
             raise CheckpointError(f"{folder}: holds no saved trainer; Trainer.save writes one")
-        self._engine.load_state(fitting_state(checkpoint, self.bundle, Path(folder)))
+        self._engine.load_state(
+            fitting_state(checkpoint, checkpoint.state, self.bundle, Path(folder))
+        )
 
     def release(self) -> None:
         """Frees the graphs' memory; the adapter stays, and the next call loads them again."""

@@ -1,10 +1,10 @@
 """A device's answers: measure, train, and refuse what the device did not agree to."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.energy import estimate_energy_j
+from rootlet_runtime.energy import count_work
 from rootlet_runtime.errors import AdapterError, NonFiniteLossError, RootletError
 from rootlet_runtime.fit import FitResult
-from rootlet_runtime.trainer import Trainer
+from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Participant:
             received=received.metric,
             trained=self._trainer.evaluate(measured_x, measured_y).metric,
             train_s=result.seconds,
-            energy_estimated_j=self._energy_j(result.examples, 2 * len(measured_x)),
+            energy_estimated_j=self._energy_j(result, 2 * len(measured_x)),
             bytes_down=bytes_down,
             bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
         )
@@ -174,12 +174,15 @@ class Participant:
         holdout = self._data.holdout()
         return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
 
-    def _energy_j(self, train_examples: int, predict_examples: int) -> float:
-        cost: Mapping[str, Any] = self._trainer.bundle.manifest.cost
-        estimate = estimate_energy_j(
-            cost, train_examples=train_examples, predict_examples=predict_examples
+    def _energy_j(self, result: FitResult, predict_examples: int) -> float:
+        work = count_work(
+            self._trainer.bundle.manifest.cost,
+            train_examples=result.examples,
+            train_batches=result.steps,
+            predict_examples=predict_examples,
+            predict_batches=-(-predict_examples // DEFAULT_BATCH_SIZE),
         )
-        return estimate.joules
+        return work.estimated_j
 
     def _check(self, asked: EvaluateRequest) -> None:
         """Refuse a request for another bundle."""

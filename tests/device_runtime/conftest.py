@@ -32,6 +32,7 @@ from rootlet_runtime import (
     TrainingDefaults,
     write_bundle,
 )
+from rootlet_runtime.optimizers import resolve_hyperparameters
 
 settings.register_profile("rootlet", deadline=None)
 settings.load_profile("rootlet")
@@ -211,7 +212,10 @@ def make_files(optimizer: str, task: str = "classification") -> tuple[Manifest, 
             for n, s in HEAD.items()
         ),
         graphs=specs,
-        training=TrainingDefaults(learning_rate=0.1, batch_size=8, epochs=1),
+        hyperparameters=resolve_hyperparameters(optimizer, {}),
+        training=TrainingDefaults(
+            learning_rate=0.1, batch_size=8, epochs=1, decay="constant", warmup=0.0
+        ),
         cost={"train_macs_float32": D * F + 2 * F * K, "weight_bytes": 4 * D * F},
         licence="CC0-1.0",
         data_origin="random numbers",

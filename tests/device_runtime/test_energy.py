@@ -1,6 +1,7 @@
 import pytest
 
-from rootlet_runtime import estimate_energy_j
+from rootlet_runtime import count_work, estimated_energy
+from rootlet_runtime.energy import Work
 
 COST = {
     "train_macs_int8": 1_000_000,
@@ -11,19 +12,32 @@ COST = {
 
 
 def test_by_hand() -> None:
-    """1e6 x 0.3 pJ + 1e5 x 4.6 pJ + 8000 B x 162.5 pJ = 2.06 uJ an example."""
-    assert estimate_energy_j(COST, train_examples=10).joules == pytest.approx(20.6e-6)
-    assert estimate_energy_j(COST, predict_examples=10).joules == pytest.approx(14.5e-6)
+    """1e6 x 0.3 pJ + 1e5 x 4.6 pJ an example, and 8000 B x 162.5 pJ a batch."""
+    alone = count_work(COST, train_examples=10)
+    assert alone == Work(macs_int8=10**7, macs_float32=10**6, bytes_moved=80_000)
+    assert alone.estimated_j == pytest.approx(20.6e-6)
+    batched = count_work(COST, train_examples=10, train_batches=2)
+    assert batched.estimated_j == pytest.approx(7.6e-6 + 2.6e-6)
+    assert count_work(COST, predict_examples=10).estimated_j == pytest.approx(14.5e-6)
 
 
-def test_it_adds_up_and_says_that_it_is_an_estimate() -> None:
-    both = estimate_energy_j(COST, train_examples=3, predict_examples=4)
-    apart = estimate_energy_j(COST, train_examples=3), estimate_energy_j(COST, predict_examples=4)
-    assert both.joules == pytest.approx(sum(part.joules for part in apart))
-    assert both.method == "estimated"
-    assert estimate_energy_j({}, train_examples=3).joules == 0
+def test_work_adds_up() -> None:
+    both = count_work(COST, train_examples=3, predict_examples=4, predict_batches=1)
+    apart = (
+        count_work(COST, train_examples=3),
+        count_work(COST, predict_examples=4, predict_batches=1),
+    )
+    assert apart[0] + apart[1] == both
 
 
-def test_negative_counts_are_refused() -> None:
+def test_an_estimate_says_so() -> None:
+    energy = estimated_energy(count_work(COST, train_examples=1))
+    assert (energy.method, energy.source) == ("estimated", "operations")
+    assert energy.joules == energy.work.estimated_j
+    assert estimated_energy(count_work({}, train_examples=3)).joules == 0
+
+
+@pytest.mark.parametrize("name", ["train_examples", "train_batches", "predict_batches"])
+def test_negative_counts_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="negative"):
-        estimate_energy_j(COST, train_examples=-1)
+        count_work(COST, **{name: -1})

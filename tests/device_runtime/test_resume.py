@@ -180,4 +180,4 @@ def test_checkpoints_and_saved_trainers_share_a_folder(
     names = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
     assert names == ["fit", "fit.json", "trainer", "trainer.json"]
     record = json.loads((tmp_path / "fit.json").read_bytes())
-    assert record["notes"]["step"] == 7
+    assert record["notes"]["position"]["step"] == 7

@@ -156,6 +156,8 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         learner=learner,
         rule=config.rule,
         optimizer=config.optimizer,
+        hyperparameters=config.hyperparameters,
+        max_gradient_norm=config.max_gradient_norm,
         adapter={name: value.shape for name, value in adapter.items()},
     )
     frozen = freeze(program, config.base_dtype, without=without) | a | feedback

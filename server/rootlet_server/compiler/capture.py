@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rootlet_runtime.optimizers import OPTIMIZERS
 from rootlet_server.compiler.config import LARGEST_BATCH
 from rootlet_server.compiler.decompositions import export_decompositions, unlike
 from rootlet_server.compiler.errors import ExportError
-from rootlet_server.compiler.optimizers import OPTIMIZERS
 from rootlet_server.compiler.rules import RULES
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from rootlet_runtime.manifest import (
     TrainingDefaults,
     format_time,
 )
+from rootlet_runtime.optimizers import resolve_hyperparameters
 from rootlet_runtime.writer import encode_adapter, write_bundle
 from rootlet_server.compiler.build import DTYPES, Built, build
 from rootlet_server.compiler.capture import Captured, GraphName, capture
@@ -157,6 +158,7 @@ def _manifest(
         alpha=step.learner.scale * config.adapter.rank,
         base_dtype=config.base_dtype,
         optimizer=config.optimizer,
+        hyperparameters=resolve_hyperparameters(config.optimizer, config.hyperparameters),
         max_batch=config.max_batch,
         x=TensorSpec(name="x", dtype=DTYPES[x.dtype], shape=(None, *x.shape[1:])),
         y=TensorSpec(name="y", dtype="int64", shape=(None,))
@@ -177,6 +179,8 @@ def _manifest(
             learning_rate=config.training.learning_rate,
             batch_size=config.training.batch_size,
             epochs=config.training.epochs,
+            decay=config.training.decay,
+            warmup=config.training.warmup,
         ),
         cost=count_cost(step, built.frozen, built.adapter, x, weight_bytes),
         licence=config.licence,

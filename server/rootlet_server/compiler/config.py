@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from rootlet_runtime.optimizers import resolve_hyperparameters
+from rootlet_runtime.schedule import RateSchedule
 from rootlet_server.compiler.errors import CompileError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LARGEST_BATCH = 4096
 
@@ -15,7 +20,7 @@ RuleName = Literal["dfa", "backprop", "head_only"]
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
 FeedbackForm = Literal["int8", "sign", "low_rank"]
 Calibration = Literal["data", "noise"]
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "sign_momentum"]
 BaseDtype = Literal["int8", "float32"]
 
 
@@ -72,11 +77,17 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Defaults that travel with the bundle; a device may bound what a server asks by them."""
+    """Defaults that travel with the bundle; a device may bound what a server asks by them.
+
+    ``decay`` (``constant``, ``linear`` or ``cosine``) and ``warmup`` (a share of the steps) are
+    the schedule of the learning rate over one training.
+    """
 
     learning_rate: float = 0.01
     batch_size: int = 16
     epochs: int = 1
+    decay: str = "linear"
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
         _positive("learning_rate", self.learning_rate, "0.01 is usual.")
@@ -84,6 +95,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise CompileError(f"{name}={value!r} must be a whole number of at least 1.")
+        try:
+            RateSchedule(decay=self.decay, warmup=self.warmup)
+        except ValueError as error:
+            raise CompileError(f"training: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +119,9 @@ class CompileConfig:
         adapter: the low-rank adapters.
         base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they
             multiply.
-        optimizer: ``sgd`` or ``adam``; part of the training graph.
+        optimizer: part of the training graph; see ``rootlet_runtime.optimizers``.
+        hyperparameters: the optimiser's, by name; what is left out has its default.
+        max_gradient_norm: a batch's gradient is scaled down to this norm; None leaves it.
         max_batch: the largest batch a device may feed.
         training: defaults for devices.
         labels: names of the classes, in the order of the outputs.
@@ -123,6 +140,8 @@ class CompileConfig:
     adapter: LoraConfig = field(default_factory=LoraConfig)
     base_dtype: BaseDtype = "int8"
     optimizer: OptimizerName = "sgd"
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    max_gradient_norm: float | None = None
     max_batch: int = 64
     training: TrainingConfig = field(default_factory=TrainingConfig)
     labels: tuple[str, ...] | None = None
@@ -143,6 +162,12 @@ class CompileConfig:
             )
         _one_of("base_dtype", self.base_dtype, BaseDtype)
         _one_of("optimizer", self.optimizer, OptimizerName)
+        try:
+            resolve_hyperparameters(self.optimizer, self.hyperparameters)
+        except ValueError as error:
+            raise CompileError(f"{error}.") from error
+        if self.max_gradient_norm is not None:
+            _positive("max_gradient_norm", self.max_gradient_norm, "None clips nothing.")
         if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= LARGEST_BATCH:
             raise CompileError(
                 f"max_batch={self.max_batch!r} must be a whole number from 2 to {LARGEST_BATCH}; "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from rootlet_runtime.optimizers import state_names
 from rootlet_server.compiler.clipping import clipped_gradients
 from rootlet_server.compiler.losses import example_weights, finite_sum, loss_terms, weighted_mean
-from rootlet_server.compiler.optimizers import OPTIMIZERS, state_names
+from rootlet_server.compiler.optimizers import optimize
 from rootlet_server.compiler.rules import RULES, Batch
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Step:
     Attributes:
         learner: the adapted model.
         rule: a name in ``RULES``.
-        optimizer: a name in ``OPTIMIZERS``.
+        optimizer: a name in ``rootlet_runtime.optimizers.OPTIMIZERS``.
+        hyperparameters: the optimiser's; what is absent has its default.
+        max_gradient_norm: bound on the norm of a batch's gradient; None for none.
         adapter: shapes of what learns, by name, in the order of the graph.
     """
 
@@ -37,6 +40,8 @@ class Step:
     rule: str
     optimizer: str
     adapter: dict[str, torch.Size]
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    max_gradient_norm: float | None = None
 
     @property
     def state(self) -> list[str]:
@@ -73,8 +78,15 @@ class Step:
         gradients = RULES[self.rule].gradients(
             self.learner, frozen, adapter, batch, example_weights(w)
         )
-        new_adapter, new_state = OPTIMIZERS[self.optimizer].update(
-            adapter, gradients.by_name, state, learning_rate, step
+        new_adapter, new_state = optimize(
+            self.optimizer,
+            adapter,
+            gradients.by_name,
+            state,
+            learning_rate,
+            step,
+            hyperparameters=self.hyperparameters,
+            max_gradient_norm=self.max_gradient_norm,
         )
         loss, metric = (weighted_mean(each, w) for each in (gradients.loss, gradients.metric))
         return loss, metric, new_adapter, new_state

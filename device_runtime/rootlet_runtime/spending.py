@@ -1,0 +1,75 @@
+"""What a fit spends, and whether another step fits into its limit."""
+
+import time
+from collections.abc import Mapping
+
+from rootlet_runtime.energy import Energy, Work, count_work, estimated_energy
+from rootlet_runtime.meter import Meter
+
+READ_EVERY_S = 0.2
+
+
+class Spending:
+    """Energy since the start of a call; measured while the meter tells, else estimated.
+
+    Args:
+        meter: entered by the caller.
+        cost: the manifest's.
+        limit_j: most joules of the whole fit; None for no limit.
+        earlier_j: joules of the calls that this one takes up.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        cost: Mapping[str, int],
+        *,
+        limit_j: float | None = None,
+        earlier_j: float = 0.0,
+    ) -> None:
+        self._meter = meter
+        self._cost = cost
+        self._limit_j = limit_j
+        self._work = Work()
+        self._steps = 0
+        self._read_at = float("-inf")
+        self._measured_j: float | None = None
+        self.earlier_j = earlier_j
+
+    def trained(self, examples: int) -> None:
+        """Counts a step."""
+        self._steps += 1
+        self._work += count_work(self._cost, train_examples=examples, train_batches=1)
+
+    def evaluated(self, examples: int, batches: int) -> None:
+        """Counts examples that were only measured."""
+        self._work += count_work(self._cost, predict_examples=examples, predict_batches=batches)
+
+    def energy(self, *, final: bool = False) -> Energy:
+        """Of this call. The meter is read again after 0.2 s at the soonest, or if it is ``final``.
+
+        A meter that fails on the way takes what it had measured with it: all is then estimated.
+        """
+        now = time.monotonic()
+        if final or now - self._read_at >= READ_EVERY_S:
+            self._measured_j, self._read_at = self._meter.read(), now
+        if self._measured_j is None or self._meter.source is None:
+            return estimated_energy(self._work)
+        return Energy(
+            joules=self._measured_j,
+            method="measured",
+            source=self._meter.source,
+            work=self._work,
+        )
+
+    @property
+    def total_j(self) -> float:
+        """Joules of the fit, earlier calls included."""
+        return self.earlier_j + self.energy().joules
+
+    def room(self) -> bool:
+        """Whether another step like the ones so far stays within the limit."""
+        if self._limit_j is None:
+            return True
+        step_j = self.energy().joules / self._steps if self._steps else 0.0
+        return self.total_j + step_j <= self._limit_j
