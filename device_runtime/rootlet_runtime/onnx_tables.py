@@ -11,6 +11,7 @@ DATA_TYPES = {"float32": 1, "uint8": 2, "int64": 7}
 
 # Bytes per element of the ONNX data types that a graph may store (TensorProto.DataType).
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
+INT4 = 22  # two to a byte, and an even number of them: the one type that has no whole bytes
 
 MODEL: Table = {
     1: Field("ir_version", VARINT),

@@ -212,12 +212,14 @@ def _check_tensor(tensor: memoryview, base_bytes: int) -> Iterator[ExternalTenso
             location = wire.integer(value)
         elif key == "external_data" and isinstance(value, memoryview):
             entries.append(value)
-    if data_type not in onnx_tables.ELEMENT_BYTES or any(size < 0 for size in shape):
+    halves = data_type == onnx_tables.INT4 and math.prod(shape) % 2 == 0
+    element_bytes = 1 if halves else onnx_tables.ELEMENT_BYTES.get(data_type, 0)
+    if not element_bytes or any(size < 0 for size in shape):
         raise OperatorError(f"the tensor {name!r} has data type {data_type} and shape {shape}")
     if location == _EXTERNAL:
-        length = math.prod(shape) * onnx_tables.ELEMENT_BYTES[data_type]
+        length = math.prod(shape) * element_bytes // (2 if halves else 1)
         offset = _check_location(name, entries, length, base_bytes)
-        if offset % onnx_tables.ELEMENT_BYTES[data_type]:
+        if offset % element_bytes:
             raise OperatorError(
                 f"the tensor {name!r} lies at {offset}, across an element's boundary"
             )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import onnx
 import torch
 
+from rootlet_server.compiler import conv_int8, int4, int8
 from rootlet_server.compiler.errors import ExportError
-from rootlet_server.compiler.int8 import onnx_translation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ ALIGNMENT = 64
 
 
 def to_onnx(captured: Captured) -> onnx.ModelProto:
-    """Translate to standard operators of opset 20.
+    """Translate to standard operators of opset 20, or 21 where weights are int4.
 
     Everything that is not needed to run is taken out: the exporter's notes hold source lines and
     paths of the machine that compiled.
@@ -48,7 +48,9 @@ def to_onnx(captured: Captured) -> onnx.ModelProto:
                 input_names=captured.inputs,
                 output_names=captured.outputs,
                 dynamic_shapes=captured.dynamic_shapes,
-                custom_translation_table=onnx_translation(),
+                custom_translation_table=int8.onnx_translation()
+                | conv_int8.onnx_translation()
+                | int4.onnx_translation(),
             )
     except Exception as error:
         raise ExportError(f"The ONNX exporter failed ({type(error).__name__}): {error}") from error
@@ -58,6 +60,7 @@ def to_onnx(captured: Captured) -> onnx.ModelProto:
         raise ExportError("The ONNX exporter returned nothing.")
     model = exported.model_proto
     _strip(model)
+    int4.write_int4(model)
     _check(model, captured)
     return model
 
@@ -117,7 +120,7 @@ def share_weights(
     offsets: dict[bytes, int] = {}
     for model in models.values():
         for tensor in model.graph.initializer:
-            raw = onnx.numpy_helper.to_array(tensor).tobytes()
+            raw = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
             if len(raw) < EXTERNAL_FROM_BYTES:
                 continue
             digest = hashlib.sha256(raw).digest()

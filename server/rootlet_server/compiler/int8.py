@@ -2,7 +2,7 @@
 
 ``y = (q(x) W_q) s scale_W`` with ``s = max|x| / 127`` over each row and ``q(x) =
 round_half_even(x / s)``, stored with an offset of 128 in uint8. A row's scale depends on that row
-alone, so the examples of a batch stay independent (``docs/decisions/0001-row-wise-activations.md``).
+alone: the examples of a batch stay independent (``docs/decisions/0001-row-wise-activations.md``).
 
 The derivative passes straight through the rounding (Bengio et al. 2013): ``dx = (dy scale_W)
 W_q^T``, in float or, where both ways are int8, as the same row-wise product once more.
@@ -59,51 +59,46 @@ def _(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The product with the derivative of its float counterpart."""
+    """The product with the derivative of its float counterpart, in float or itself in int8."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, scale: Tensor, both_ways: bool) -> Tensor:
         out: Tensor = _product(x, weight, scale)
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor
+    ) -> None:
+        ctx.save_for_backward(*inputs[1:3])
+        ctx.both_ways = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
-        return (grad * scale.to(grad.dtype)) @ weight.to(grad.dtype).t(), None, None
+        scaled = grad * scale.to(grad.dtype)
+        if ctx.both_ways:
+            back = row_int8_matmul(scaled, weight.t(), torch.ones_like(scale[:1]))
+        else:
+            back = scaled @ weight.to(grad.dtype).t()
+        return back, None, None, None
 
 
-class _BothWays(_StraightThrough):
-    """The product with a derivative that is itself an int8 product."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        weight, scale = ctx.saved_tensors
-        one = torch.ones((), dtype=scale.dtype, device=scale.device)
-        return _product(grad * scale.to(grad.dtype), weight.t(), one), None, None
-
-
-def row_int8_matmul(
-    x: Tensor, weight: Tensor, scale: Tensor, *, both_ways: bool = False
-) -> Tensor:
+def row_int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, *, both_ways: bool = False) -> Tensor:
     """``x @ (weight * scale)`` with each row of x rounded to int8.
 
     Args:
         x: [..., in].
         weight: [in, out] int8.
-        scale: [out], or [] for one scale.
+        scale: [out], or [1] for one scale.
         both_ways: whether the incoming gradient times ``scale`` is rounded to int8 by rows too.
 
     Returns:
         [..., out]; its derivative with respect to x ignores the rounding of x.
     """
-    function = _BothWays if both_ways else _StraightThrough
-    out: Tensor = function.apply(x, weight, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _StraightThrough.apply(x, weight, scale, both_ways)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from rootlet_server.compiler.capture import example_inputs
+from rootlet_runtime.engines.onnx import AS_WRITTEN
+from rootlet_server.compiler.capture import BY_EXAMPLE, example_inputs
 from rootlet_server.compiler.errors import ExportError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rootlet_server.compiler.build import Built
-    from rootlet_server.compiler.capture import Captured, GraphName
+from rootlet_server.compiler.capture import Captured, GraphName
 
 BATCHES = (4, 1, 3)  # a graph that only works for the batch it was traced with must not pass
 # Rounding differs by about 1e-6 a step. In int8 an activation within that of a rounding boundary
@@ -28,6 +29,7 @@ TOLERANCE = 1e-2
 # few entries whose gradient is next to zero: of 3e-3 noise, about 2e-3 of them, 0.1 of the norm.
 # Its state, compared by TOLERANCE, does not have this; a wrong formula is off by a factor.
 SIGN_TOLERANCE = 0.3
+CLIP_BOUNDS = (torch.tensor(1e-2), torch.tensor(1e4))  # one that clips, and one that does not
 Arrays = dict[str, Any]
 
 
@@ -35,6 +37,8 @@ def _session(graph: bytes, block: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    for key, value in AS_WRITTEN.items():
+        options.add_session_config_entry(key, value)
     options.add_external_initializers_from_files_in_memory(["base.bin"], [block], [len(block)])
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
@@ -65,7 +69,9 @@ def verify_export(
         ExportError: they differ by more than rounding explains.
     """
     step = built.step
-    inputs = example_inputs(step, built.example, built.adapter)
+    with torch.no_grad():
+        latent = step.encode(built.frozen, built.example)
+    inputs = example_inputs(step, latent, built.adapter)
     targets = inputs["y"]
     if step.learner.task == "classification":
         inputs["y"] = torch.arange(len(targets)) % step.learner.program.num_outputs
@@ -79,11 +85,14 @@ def verify_export(
     with torch.no_grad():
         for number, size in enumerate(BATCHES, start=1):
             count = torch.tensor(float(number))
-            x, y, w = (inputs[name][:size] for name in ("x", "y", "w"))
-            feed |= {"x": x.numpy(), "y": y.numpy(), "w": w.numpy(), "step": count.numpy()}
+            rows = {name: inputs[name][:size] for name in BY_EXAMPLE}
+            x, y, w = (rows[name] for name in ("x", "y", "w"))
+            feed |= {name: value.numpy() for name, value in rows.items()}
+            feed["step"] = count.numpy()
+            teacher = (rows["teacher"], rows["teacher_weight"]) if step.distils else ()
             found = _run(sessions["train"], feed)
             loss, metric, adapter, state = step.train(
-                built.frozen, adapter, state, x, y, w, inputs["learning_rate"], count
+                built.frozen, adapter, state, x, y, w, inputs["learning_rate"], count, *teacher
             )
             where = f"train, step {number}"
             expected = {"loss": loss, "metric": metric}
@@ -103,9 +112,25 @@ def verify_export(
         expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
         found = _run(sessions["evaluate"], feed)
         worst = max(worst, _compare("evaluate", expected, found, TOLERANCE))
-        expected = {"output": step.predict(built.frozen, adapter, x)}
-        found = _run(sessions["predict"], feed)
-        return max(worst, _compare("predict", expected, found, TOLERANCE))
+        raw = built.example[: len(x)]
+        feed_raw = {**feed, "x": raw.numpy()}
+        expected = {"output": step.predict(built.frozen, adapter, raw)}
+        found = _run(sessions["predict"], feed_raw)
+        worst = max(worst, _compare("predict", expected, found, TOLERANCE))
+        if "encode" in sessions:
+            expected = {"latent": latent[: len(x)]}
+            found = _run(sessions["encode"], feed_raw)
+            worst = max(worst, _compare("encode", expected, found, TOLERANCE))
+        if "grads" not in sessions:
+            return worst
+        for bound in CLIP_BOUNDS:
+            feed["max_grad_norm"] = bound.numpy()
+            *sums, gradients = step.gradients(built.frozen, adapter, x, y, w, bound)
+            expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
+            expected |= {f"grads/{name}": value for name, value in gradients.items()}
+            found = _run(sessions["grads"], feed)
+            worst = max(worst, _compare(f"grads, {bound}", expected, found, TOLERANCE))
+        return worst
 
 
 def _run(session: tuple[onnxruntime.InferenceSession, Captured], feed: Arrays) -> Arrays:
