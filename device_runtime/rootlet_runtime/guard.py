@@ -49,7 +49,7 @@ class GuardConfig:
 
     held_out: int = 128
     held_out_share: float = 0.1
-    max_rollbacks: int = 3
+    max_rollbacks: int = 5
     backoff: float = 0.25
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Guard:
         classifies: whether the metric is accuracy, or squared error.
         chance: the metric of the best constant answer: the share of the most frequent class, or
             the variance of the targets.
-        first_loss: of the first check.
+        first_loss: before training, on enough held-out examples; else of the first check.
         best_loss: the lowest mean loss of an interval, and its steps' deviation.
         best: the best metric of the steps, with the examples behind it.
         best_held_out: the best metric on the held-out examples.
@@ -135,9 +135,11 @@ class Guard:
             self._remember(seen)
         return reason
 
-    def expect(self, held_out: float) -> None:
-        """Takes the metric on the held-out examples before the first step."""
-        self.best_held_out = held_out
+    def expect(self, loss: float, metric: float, examples: int) -> None:
+        """Takes loss and metric on the held-out examples before the first step."""
+        self.best_held_out = metric
+        if examples >= FIRST_EXAMPLES:  # of fewer, the mean loss says little
+            self.first_loss, self.best_loss = loss, (loss, 0.0)
 
     def _loss(self, seen: Observation) -> str:
         if self.best_loss is None or self.first_loss is None:

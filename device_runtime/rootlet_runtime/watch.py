@@ -94,7 +94,7 @@ class Watch:
         """Measures the adapter before the first step."""
         measured = self._measure()
         if measured is not None:
-            self.guard.expect(measured)
+            self.guard.expect(*measured)
 
     def after(self, loss: float, metric: float, examples: int, rate: float, *, last: bool) -> bool:
         """Takes a step; checks if it is time. Returns whether training may go on.
@@ -148,17 +148,17 @@ class Watch:
             return fault
         seen = self.interval.observed(state.adapter, self.good)
         measured = self._measure()
-        if measured is not None and self.held_out is not None:
-            count = len(self.held_out[0])
-            seen = replace(seen, held_out=measured, held_out_examples=count)
+        if measured is not None:
+            _, metric, count = measured
+            seen = replace(seen, held_out=metric, held_out_examples=count)
         reason = self.guard.check(seen)
         if reason:
             return DivergedError(reason)
         self.good, self.interval = state, Interval()
         return None
 
-    def _measure(self) -> float | None:
-        """The metric on the held-out examples."""
+    def _measure(self) -> tuple[float, float, int] | None:
+        """Loss and metric on the held-out examples, and how many they are."""
         if self.config is None or self.held_out is None:
             return None
         x, y = self.held_out
@@ -167,7 +167,7 @@ class Watch:
         for rows in parts:
             sums += self.engine.evaluate(batches.gather(x, y, rows, self.batch_size))
         self.spending.evaluated(len(x), len(parts))
-        return float(sums[1] / sums[2])
+        return float(sums[0] / sums[2]), float(sums[1] / sums[2]), len(x)
 
     def _roll_back(self, fault: DivergedError, rate: float, *, last: bool) -> bool:
         self.reason, self.interval = str(fault), Interval()
