@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from rootlet_server.compiler.adapters import calibrated_a, initial_adapter
 from rootlet_server.compiler.base import freeze
+from rootlet_server.compiler.block_choice import choose_blocks
+from rootlet_server.compiler.blocks import find_points
 from rootlet_server.compiler.errors import CalibrationError, CompileError
 from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
@@ -105,6 +107,12 @@ def _check_outputs(program: Program, x: Tensor, config: CompileConfig) -> None:
         )
 
 
+def rule_of(config: CompileConfig) -> str:
+    """The name in ``RULES``: ``dfa`` is another rule where credit is exact inside blocks."""
+    blocks = config.block_size != 1 or config.attention == "local"
+    return "dfa_blocks" if config.rule == "dfa" and blocks else config.rule
+
+
 def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: CompileConfig) -> Built:
     """Trace, place adapters, calibrate and freeze.
 
@@ -122,7 +130,13 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     head = find_head(program)
     lora = config.adapter
     sites = (
-        find_sites(program, head, x[:EXAMPLES], lora.target_modules)
+        find_sites(
+            program,
+            head,
+            x[:EXAMPLES],
+            lora.target_modules,
+            queries_and_keys=config.attention == "local",
+        )
         if RULES[config.rule].adapts_base
         else ()
     )
@@ -136,13 +150,18 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         feedback=config.feedback,
     )
     example = x[:EXAMPLES].clone()
+    rule = rule_of(config)
+    if rule == "dfa_blocks":
+        size = 1 if config.block_size == "auto" else config.block_size
+        size = len(sites) if size == "all" else size
+        learner = replace(learner, points=find_points(program, sites, example, size))
     if config.calibration == "noise":
         x = sparse_noise(x, config.seed)
     adapter = initial_adapter(program, sites, head, lora, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
     a = {} if lora.frozen_a is None else calibrated_a(program, sites, lora.rank, x)
     feedback = {}
-    if RULES[config.rule].needs_feedback:
+    if RULES[rule].needs_feedback:
         feedback = make_feedback(
             learner,
             freeze(program, "float32", without=without) | a,
@@ -154,11 +173,12 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         )
     step = Step(
         learner=learner,
-        rule=config.rule,
+        rule=rule,
         optimizer=config.optimizer,
         hyperparameters=config.hyperparameters,
         max_gradient_norm=config.max_gradient_norm,
         adapter={name: value.shape for name, value in adapter.items()},
     )
     frozen = freeze(program, config.base_dtype, without=without) | a | feedback
-    return Built(step=step, frozen=frozen, adapter=adapter, example=example)
+    built = Built(step=step, frozen=frozen, adapter=adapter, example=example)
+    return choose_blocks(built, x, config) if config.block_size == "auto" else built

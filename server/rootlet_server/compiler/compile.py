@@ -151,7 +151,7 @@ def _manifest(
         created_at=format_time(now),
         expires_at=None if expires is None else format_time(expires),
         task=config.task,
-        rule=config.rule,
+        rule=step.rule,
         feedback=config.feedback if config.rule == "dfa" else None,
         adapter_kind=_adapter_kind(step),
         rank=config.adapter.rank,

@@ -20,6 +20,7 @@ RuleName = Literal["dfa", "backprop", "head_only"]
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
 FeedbackForm = Literal["int8", "sign", "low_rank"]
 Calibration = Literal["data", "noise"]
+Attention = Literal["skip", "local"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "sign_momentum"]
 BaseDtype = Literal["int8", "float32"]
 
@@ -114,6 +115,12 @@ class CompileConfig:
             are for study (``rootlet_server.compiler.feedback``).
         feedback_form: how calibrated matrices are stored: ``int8``, their ``sign``, or two factors.
         feedback_rank: of the ``low_rank`` form.
+        block_size: K, the sites of a block under rule ``dfa``: feedback arrives at the top of a
+            block and is passed down exactly inside it. 1 is a block for each site, ``"all"`` is
+            backpropagation, ``"auto"`` chooses by measured alignment under ``block_budget``.
+        block_budget: the most multiply-accumulates ``"auto"`` may spend, relative to backprop's.
+        attention: whether attention's queries and keys are left out, or adapted by ``local``
+            credit: through the softmax, exactly, from the error at attention's output.
         calibration: ``noise`` calibrates feedback and A on sparse noise in the range of the
             calibration data, and on none of its examples.
         adapter: the low-rank adapters.
@@ -137,6 +144,9 @@ class CompileConfig:
     feedback_form: FeedbackForm = "int8"
     feedback_rank: int = 8
     calibration: Calibration = "data"
+    block_size: int | Literal["all", "auto"] = 1
+    block_budget: float = 0.8
+    attention: Attention = "skip"
     adapter: LoraConfig = field(default_factory=LoraConfig)
     base_dtype: BaseDtype = "int8"
     optimizer: OptimizerName = "sgd"
@@ -156,6 +166,14 @@ class CompileConfig:
         _one_of("feedback", self.feedback, FeedbackName)
         _one_of("feedback_form", self.feedback_form, FeedbackForm)
         _one_of("calibration", self.calibration, Calibration)
+        _one_of("attention", self.attention, Attention)
+        _positive("block_budget", self.block_budget, "0.8 is usual.")
+        whole = isinstance(self.block_size, int) and self.block_size >= 1
+        if not whole and self.block_size not in ("all", "auto"):
+            raise CompileError(
+                f"block_size={self.block_size!r} must be a whole number of at least 1, 'all' or "
+                "'auto'."
+            )
         if not isinstance(self.feedback_rank, int) or self.feedback_rank < 1:
             raise CompileError(
                 f"feedback_rank={self.feedback_rank!r} must be a whole number of at least 1."

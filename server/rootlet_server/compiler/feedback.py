@@ -20,7 +20,8 @@ Shape legend: N examples, P positions, K outputs (or features), C channels, r ra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch import Tensor
 from rootlet_server.compiler.errors import CalibrationError
 from rootlet_server.compiler.feedback_forms import project, stored
 from rootlet_server.compiler.jacobians import mean_jacobians, position_weights
+from rootlet_server.compiler.losses import targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.config import FeedbackForm
     from rootlet_server.compiler.learner import Learner
     from rootlet_server.compiler.losses import LossTerms
-    from rootlet_server.compiler.sites import Site
 
     Tensors = Mapping[str, Tensor]
 
@@ -58,25 +59,53 @@ def feedback_signal(
     """U times each example's weight, [N, K], or [N, F] for feedback through the features."""
     if learner.feedback == "drtp":
         # The error is output minus target: the target that stands in for it is negative too.
-        return _targets(learner, y, terms.error) * -weights_N.unsqueeze(1)
+        return targets(learner.task, terms.error, y) * -weights_N.unsqueeze(1)
     error_NK = terms.error * weights_N.unsqueeze(1)
     if learner.feedback == "calibrated_features":
         return error_NK @ adapter[f"{learner.head.module}.weight"]
     return error_NK
 
 
-def _targets(learner: Learner, y: Tensor, like_NK: Tensor) -> Tensor:
-    if learner.task == "regression":
-        return y
-    classes = torch.arange(like_NK.shape[1], device=y.device)
-    return (y.unsqueeze(1) == classes).to(like_NK.dtype)
+class Place(Protocol):
+    """A site or the top of a block: where feedback arrives."""
+
+    @property
+    def node(self) -> str:
+        """Names the tensors."""
+
+    @property
+    def width(self) -> int:
+        """C."""
 
 
-def broadcast_signal(learner: Learner, site: Site, frozen: Tensors, signal_NK: Tensor) -> Tensor:
-    """``u M`` at a site, [N, width]."""
+def broadcast_signal(learner: Learner, place: Place, frozen: Tensors, signal_NK: Tensor) -> Tensor:
+    """``u M`` at a site or top, [N, C]."""
     if learner.feedback == "broadcast":
-        return project(SHARED, frozen, signal_NK)[:, : site.width]
-    return project(site.node, frozen, signal_NK)
+        return project(SHARED, frozen, signal_NK)[:, : place.width]
+    return project(place.node, frozen, signal_NK)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a matrix is made for: its key, the node, its value as rows, their sizes, its layer."""
+
+    key: str
+    at: str
+    rows: Callable[[Tensor], Tensor]
+    width: int
+    positions: int
+    module: str
+
+
+def _targets_of(learner: Learner) -> list[_Target]:
+    if learner.points is not None:
+        return [
+            _Target(p.node, p.node, p.rows, p.width, p.positions, p.module) for p in learner.points
+        ]
+    return [
+        _Target(s.node, s.chain.point, s.adapted_rows, s.width, s.positions, s.module)
+        for s in learner.sites
+    ]
 
 
 def make_feedback(
@@ -103,11 +132,12 @@ def make_feedback(
     Raises:
         CalibrationError: the Jacobian is not finite.
     """
-    if not learner.sites:
-        return {}  # only the head learns
+    targets = _targets_of(learner)
+    if not targets:
+        return {}  # only the head learns, or all credit is exact
     if learner.feedback in CALIBRATED:
-        return _calibrated(learner, frozen, adapter, x, form=form, rank=rank, seed=seed)
-    return _random(learner, seed)
+        return _calibrated(learner, targets, (frozen, adapter, x), form=form, rank=rank, seed=seed)
+    return _random(learner, targets, seed)
 
 
 def _gaussian(learner: Learner, seed: int) -> Callable[[int], Tensor]:
@@ -116,52 +146,45 @@ def _gaussian(learner: Learner, seed: int) -> Callable[[int], Tensor]:
     return lambda width: torch.randn(outputs, width, generator=generator) / outputs**0.5
 
 
-def _random(learner: Learner, seed: int) -> dict[str, Tensor]:
+def _random(learner: Learner, targets: list[_Target], seed: int) -> dict[str, Tensor]:
     draw = _gaussian(learner, seed)
     result: dict[str, Tensor] = {}
     if learner.feedback == "broadcast":
-        result |= stored(SHARED, draw(max(site.width for site in learner.sites)))
-    for site in learner.sites:
+        result |= stored(SHARED, draw(max(target.width for target in targets)))
+    for target in targets:
         if learner.feedback != "broadcast":
-            result |= stored(site.node, draw(site.width))
-        if site.positions > 1:
-            even = torch.full((site.positions,), 1 / site.positions)
-            result[positions_key(site.node)] = even
+            result |= stored(target.key, draw(target.width))
+        if target.positions > 1:
+            even = torch.full((target.positions,), 1 / target.positions)
+            result[positions_key(target.key)] = even
     return result
 
 
 def _calibrated(
     learner: Learner,
-    frozen: Tensors,
-    adapter: Tensors,
-    x: Tensor,
+    targets: list[_Target],
+    over: tuple[Tensors, Tensors, Tensor],
     *,
     form: FeedbackForm,
     rank: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    points = {site.chain.point: _rows_of(site) for site in learner.sites}
+    points = {target.at: target.rows for target in targets}
     of_features = learner.feedback == "calibrated_features"
-    jacobians = mean_jacobians(
-        learner, frozen, adapter, x, points, of="features" if of_features else "output"
-    )
+    jacobians = mean_jacobians(learner, *over, points, of="features" if of_features else "output")
     draw = _gaussian(learner, seed)
     result: dict[str, Tensor] = {}
-    for site in learner.sites:
-        per_position = jacobians[site.chain.point]
-        check_finite(per_position, site.module)
+    for target in targets:
+        per_position = jacobians[target.at]
+        check_finite(per_position, target.module)
         matrix = per_position.sum(1)
         weights = position_weights(per_position)
         if learner.feedback == "sign":
-            matrix = matrix.sign() * draw(site.width).abs()
-        result |= stored(site.node, matrix, form, rank)
+            matrix = matrix.sign() * draw(target.width).abs()
+        result |= stored(target.key, matrix, form, rank)
         if weights is not None:
-            result[positions_key(site.node)] = weights
+            result[positions_key(target.key)] = weights
     return result
-
-
-def _rows_of(site: Site) -> Callable[[Tensor], Tensor]:
-    return lambda value: site.adapted(site.rows(value))
 
 
 def check_finite(jacobian: Tensor, where: str) -> None:

@@ -17,6 +17,7 @@ from rootlet_server.compiler.interpret import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from rootlet_server.compiler.blocks import Point
     from rootlet_server.compiler.config import FeedbackName, Task
     from rootlet_server.compiler.sites import Head, Site
     from rootlet_server.compiler.trace import Program
@@ -64,6 +65,8 @@ class Learner:
         scale: alpha / rank.
         trains_a: whether A is part of the adapter, or frozen with the base.
         feedback: what a rule that broadcasts reads, and what it is multiplied by.
+        points: the tops of the blocks; None where every site is a block of its own, with its
+            feedback at its own point.
         float_dtype: precision of the arithmetic; float64 in tests.
     """
 
@@ -74,6 +77,7 @@ class Learner:
     scale: float
     trains_a: bool
     feedback: FeedbackName = "calibrated"
+    points: tuple[Point, ...] | None = None
     float_dtype: torch.dtype = torch.float32
 
     def in_float64(self) -> Learner:
@@ -88,6 +92,7 @@ class Learner:
         *,
         keep: Collection[str] = (),
         add: Mapping[str, Tensor] | None = None,
+        at: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> Forward:
         """Run the model: sites compute ``W h + b + s B A h``, the head ``W_head f + b_head``.
 
@@ -97,7 +102,9 @@ class Learner:
             x: [N, ...].
             keep: names of nodes whose values are wanted.
             add: added to the outputs of sites, by node; see ``zeros_at_sites``.
+            at: what a node's value is passed through before others read it, by node.
         """
+        at = at or {}
         taps: dict[str, Tap] = {}
         features: list[Tensor] = []
 
@@ -114,13 +121,20 @@ class Learner:
             if add is not None:
                 tap = replace(tap, output=tap.output + add[site.node])
             taps[site.node] = tap
-            return tap.output
+            return at[site.node](tap.output) if site.node in at else tap.output
+
+        def pass_through(name: str, _: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
+            return at[name](compute())
 
         output, kept = run(
             self.program,
             frozen,
             x,
-            wrap={self.head.node: head, **{site.node: partial(adapt, site) for site in self.sites}},
+            wrap={
+                **{name: partial(pass_through, name) for name in at},
+                self.head.node: head,
+                **{site.node: partial(adapt, site) for site in self.sites},
+            },
             keep=keep,
             float_dtype=self.float_dtype,
         )

@@ -39,6 +39,21 @@ class Layout:
     batch_dim: int
     fold: Fold = "none"
 
+    def channels_last(self, t: Tensor) -> Tensor:
+        """[..., C] of a tensor in this layout."""
+        return t.flatten(2).transpose(1, 2) if self.channels_first else t
+
+    def by_example(self, t: Tensor, positions: int) -> Tensor:
+        """[N, C] or [N, P, C] from [..., C] in the order of ``channels_last``."""
+        dim = self.batch_dim
+        if self.fold != "none":
+            batch = t.numel() // (positions * t.shape[-1])
+            split = (batch, -1) if self.fold == "batch_major" else (-1, batch)
+            t = t.reshape(*t.shape[:dim], *split, *t.shape[dim + 1 :])
+            dim += self.fold == "position_major"
+        t = t.movedim(dim, 0) if dim else t
+        return t.flatten(1) if positions == 1 else t.flatten(1, -2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -71,18 +86,11 @@ class Site:
 
     def channels_last(self, t: Tensor) -> Tensor:
         """[..., C], the shape that a product with A or B takes."""
-        return t.flatten(2).transpose(1, 2) if self.layout.channels_first else t
+        return self.layout.channels_last(t)
 
     def by_example(self, t: Tensor) -> Tensor:
         """[N, C] or [N, P, C] from [..., C] in the order of ``channels_last``."""
-        dim = self.layout.batch_dim
-        if self.layout.fold != "none":
-            batch = t.numel() // (self.positions * t.shape[-1])
-            split = (batch, -1) if self.layout.fold == "batch_major" else (-1, batch)
-            t = t.reshape(*t.shape[:dim], *split, *t.shape[dim + 1 :])
-            dim += self.layout.fold == "position_major"
-        t = t.movedim(dim, 0) if dim else t
-        return t.flatten(1) if self.positions == 1 else t.flatten(1, -2)
+        return self.layout.by_example(t, self.positions)
 
     @property
     def width(self) -> int:
@@ -92,6 +100,10 @@ class Site:
     def adapted(self, t: Tensor) -> Tensor:
         """The adapted columns of a [..., C] tensor."""
         return t if self.width == self.out_features else t[..., self.columns[0] : self.columns[1]]
+
+    def adapted_rows(self, t: Tensor) -> Tensor:
+        """The adapted columns of a tensor in this layer's layout, [N, C] or [N, P, C]."""
+        return self.adapted(self.rows(t))
 
     def widened(self, t: Tensor) -> Tensor:
         """A tensor over the adapted columns as one over all columns, zero elsewhere."""
@@ -153,14 +165,20 @@ def find_head(program: Program) -> Head:
 
 
 def find_sites(
-    program: Program, head: Head, example: Tensor, target_modules: tuple[str, ...] | None
+    program: Program,
+    head: Head,
+    example: Tensor,
+    target_modules: tuple[str, ...] | None,
+    *,
+    queries_and_keys: bool = False,
 ) -> tuple[Site, ...]:
-    """Every call that gets an adapter, in graph order.
+    """Every call that gets an adapter, in graph order; attention's queries and keys if asked for.
 
     Raises:
         UnsupportedModelError: a requested module is not there or cannot carry an adapter.
     """
-    skip = {} if target_modules is not None else query_key_columns(program, example)
+    every = queries_and_keys or target_modules is not None
+    skip = {} if every else query_key_columns(program, example)
     sites, refused = [], {}
     for node in program.graph.nodes:
         weight = program.parameter(node.args[1]) if len(node.args) > 1 else None

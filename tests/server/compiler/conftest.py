@@ -396,7 +396,9 @@ class Lab:
     ) -> Built:
         """A build of a model of the zoo; its trace and calibration are made once per worker."""
         optimizer = options.pop("optimizer", "sgd")
-        if rule not in {"backprop", "dfa"}:  # these two read the same tensors
+        if rule == "dfa_blocks":
+            options.setdefault("block_size", 2)
+        elif rule not in {"backprop", "dfa"}:  # these two read the same tensors
             options["rule"] = rule
         built = (
             in_int8(_traced(name, **options)) if base_dtype == "int8" else _traced(name, **options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rootlet_server.compiler.rules.backprop import backprop, backprop_gradients
 from rootlet_server.compiler.rules.credit import Batch, Credit, Gradients
 from rootlet_server.compiler.rules.dfa import dfa
+from rootlet_server.compiler.rules.dfa_blocks import dfa_blocks, dfa_blocks_gradients
 from rootlet_server.compiler.rules.head_only import head_only
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class Rule:
 RULES: dict[str, Rule] = {
     "backprop": Rule(credit=backprop, shortcut=backprop_gradients, uses_autograd=True),
     "dfa": Rule(credit=dfa, needs_feedback=True),
+    "dfa_blocks": Rule(
+        credit=dfa_blocks,
+        shortcut=dfa_blocks_gradients,
+        needs_feedback=True,
+        uses_autograd=True,
+    ),
     "head_only": Rule(credit=head_only, adapts_base=False),
 }
 
