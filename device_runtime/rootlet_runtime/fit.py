@@ -283,9 +283,10 @@ class FitRun:
             return _Position(seed=self.seed)
         self.engine.load_state(found.state)
         watch.resume(found.notes["watch"], found.good)
-        watch.spending.earlier_j = found.notes["energy_j"]
         notes: dict[str, Any] = {**found.notes["position"]}
-        return _Position(**notes)
+        position = _Position(**notes)
+        watch.spending.resume(found.notes["energy_j"], position.step)
+        return position
 
     def _save(self, position: _Position, watch: Watch, checkpoint: FitCheckpoint) -> None:
         notes = {

@@ -16,7 +16,6 @@ class Spending:
         meter: entered by the caller.
         cost: the manifest's.
         limit_j: most joules of the whole fit; None for no limit.
-        earlier_j: joules of the calls that this one takes up.
     """
 
     def __init__(
@@ -25,7 +24,6 @@ class Spending:
         cost: Mapping[str, int],
         *,
         limit_j: float | None = None,
-        earlier_j: float = 0.0,
     ) -> None:
         self._meter = meter
         self._cost = cost
@@ -34,7 +32,11 @@ class Spending:
         self._steps = 0
         self._read_at = float("-inf")
         self._measured_j: float | None = None
-        self.earlier_j = earlier_j
+        self._earlier_j = 0.0
+
+    def resume(self, joules: float, steps: int) -> None:
+        """Takes up a fit that has spent this much in so many steps."""
+        self._earlier_j, self._steps = joules, steps
 
     def trained(self, examples: int) -> None:
         """Counts a step."""
@@ -65,11 +67,11 @@ class Spending:
     @property
     def total_j(self) -> float:
         """Joules of the fit, earlier calls included."""
-        return self.earlier_j + self.energy().joules
+        return self._earlier_j + self.energy().joules
 
     def room(self) -> bool:
         """Whether another step like the ones so far stays within the limit."""
         if self._limit_j is None:
             return True
-        step_j = self.energy().joules / self._steps if self._steps else 0.0
-        return self.total_j + step_j <= self._limit_j
+        total_j = self.total_j
+        return total_j + total_j / max(self._steps, 1) <= self._limit_j
