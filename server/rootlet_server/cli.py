@@ -12,6 +12,7 @@ from importlib.metadata import version
 from rootlet.cli_bundle import add_bundle_parser
 from rootlet.cli_device import add_device_parser
 from rootlet_runtime.errors import RootletError
+from rootlet_server.bench.cli import add_bench_parser
 from rootlet_server.cli_serve import add_serve_parser
 from rootlet_server.demo.cli import add_demo_parser
 
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_device_parser(commands)
     add_serve_parser(commands)
     add_demo_parser(commands)
+    add_bench_parser(commands)
     return parser
 
 

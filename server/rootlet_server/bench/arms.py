@@ -1,0 +1,102 @@
+"""The rows of the table: a rule with its feedback, adapter and precision.
+
+The adapters of all rows hold about the same number of trained values: where A is frozen, B has
+rank 32; where A and B learn, the rank is the one that comes nearest to that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rootlet_server.compiler.build import build
+from rootlet_server.compiler.config import CompileConfig, LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rootlet_server.bench.problem import Problem
+    from rootlet_server.compiler.build import Built
+
+RANK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row.
+
+    Attributes:
+        name: as on the command line and in the store.
+        words: as in the table.
+        settings: what differs from ``CompileConfig``'s defaults, beside the adapter.
+        frozen_a: how A is made where it is frozen; None trains it.
+        rate_factor: what the task's rates are multiplied by: a head alone takes larger steps than
+            adapters below it, and gets as many rates to try as every row.
+        study: whether it is there for comparison only: three seeds, and never a default.
+    """
+
+    name: str
+    words: str
+    settings: Mapping[str, Any]
+    frozen_a: str | None = "calibrated"
+    rate_factor: float = 1.0
+    study: bool = False
+
+    def rates(self, rates: tuple[float, ...]) -> tuple[float, ...]:
+        """The rates that this row tries."""
+        return tuple(float(f"{rate * self.rate_factor:.6g}") for rate in rates)
+
+    def config(self, problem: Problem, seed: int) -> CompileConfig:
+        """What the compiler is asked for; Adam, and the seed of whatever is drawn."""
+        rank = RANK if self.frozen_a else equal_rank(problem)
+        lora = LoraConfig(rank=rank, frozen_a=self.frozen_a)  # type: ignore[arg-type]
+        return CompileConfig(
+            **{"optimizer": "adam", "seed": seed, "adapter": lora, **self.settings}
+        )
+
+    def build(self, problem: Problem, seed: int) -> Built:
+        """The step of this row on a problem."""
+        return build(problem.model, problem.calibration_x, self.config(problem, seed))
+
+
+def equal_rank(problem: Problem) -> int:
+    """The rank at which A and B together are nearest in size to B alone at rank 32."""
+    config = CompileConfig(rule="backprop", adapter=LoraConfig(rank=1, frozen_a=None))
+    learner = build(problem.model, problem.calibration_x[:8], config).step.learner
+    shapes = {site.module: (site.in_features, site.width) for site in learner.sites}.values()
+    wanted = sum(out * min(RANK, inputs) for inputs, out in shapes)
+
+    def size(rank: int) -> int:
+        return sum(min(rank, inputs) * (inputs + out) for inputs, out in shapes)
+
+    return min(range(1, RANK + 1), key=lambda rank: abs(size(rank) - wanted))
+
+
+def _dfa(name: str, words: str, *, study: bool = False, **settings: Any) -> Arm:
+    return Arm(name=name, words=f"DFA, {words}", settings={"rule": "dfa", **settings}, study=study)
+
+
+def _backprop(name: str, words: str, frozen_a: str | None, **settings: Any) -> Arm:
+    settings = {"rule": "backprop", **settings}
+    return Arm(name=name, words=f"backprop, {words}", settings=settings, frozen_a=frozen_a)
+
+
+# The most important rows come first: that is the order in which they are run.
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(name="head", words="head only", settings={"rule": "head_only"}, rate_factor=10),
+        _backprop("bp", "calibrated A", "calibrated"),
+        _dfa("dfa", "calibrated, calibrated A"),
+        _backprop("bp-lora", "LoRA (A and B)", None),
+        _dfa("dfa-features", "calibrated through the features", feedback="calibrated_features"),
+        Arm(name="dfa-lora", words="DFA, calibrated, LoRA (A and B)", settings={"rule": "dfa"},
+            frozen_a=None),
+        _backprop("bp-float32", "calibrated A, float32 base", "calibrated", base_dtype="float32"),
+        _dfa("dfa-float32", "calibrated, calibrated A, float32 base", base_dtype="float32"),
+        _dfa("dfa-random", "random", study=True, feedback="random"),
+        _dfa("dfa-sign", "sign-concordant", study=True, feedback="sign"),
+        _dfa("dfa-broadcast", "broadcast", study=True, feedback="broadcast"),
+        _dfa("dfa-drtp", "targets (DRTP)", study=True, feedback="drtp"),
+    )
+}  # fmt: skip
