@@ -66,18 +66,18 @@ def test_a_limit_stops_before_the_step_that_would_exceed_it_and_it_can_go_on(
     whole = unmetered(bundle, tmp_path)
     needed = fit(whole, examples, guard=None).energy.joules
     folder = tmp_path / "checkpoint"
-    first, second = unmetered(bundle, tmp_path), unmetered(bundle, tmp_path)
+    first, again, last = (unmetered(bundle, tmp_path) for _ in range(3))
     limited = fit(first, examples, energy_limit_j=share * needed, checkpoint_dir=folder, guard=None)
     assert (limited.ended_by, limited.stopped) == ("energy", True)
     assert 1 <= limited.steps < STEPS
     assert limited.energy.joules <= max(share * needed, needed * 8 / 74 * 1.01)
-    again = fit(second, examples, energy_limit_j=share * needed, checkpoint_dir=folder, guard=None)
-    assert (again.ended_by, again.steps) == ("energy", limited.steps)  # the limit is of the fit
-    result = fit(second, examples, checkpoint_dir=folder, guard=None)
+    refused = fit(again, examples, energy_limit_j=share * needed, checkpoint_dir=folder, guard=None)
+    assert (refused.ended_by, refused.steps) == ("energy", limited.steps)  # the limit is of the fit
+    result = fit(last, examples, checkpoint_dir=folder, guard=None)
     assert (result.ended_by, result.steps, result.resumed_from_step) == (
         "steps", STEPS, limited.steps,
     )  # fmt: skip
-    assert all((second.adapter[n] == whole.adapter[n]).all() for n in whole.adapter)
+    assert all((last.adapter[n] == whole.adapter[n]).all() for n in whole.adapter)
 
 
 def test_a_limit_that_suffices_stops_nothing(
