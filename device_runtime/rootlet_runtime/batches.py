@@ -21,12 +21,29 @@ _REPLAY_STREAM = 1
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples ``x``, labels ``y`` and weights ``w``; ``examples`` of them are real."""
+    """Examples ``x``, labels ``y`` and weights ``w``; ``examples`` of them are real.
+
+    ``teacher`` [B, K] and ``teacher_weight`` [B] are there where the train graph takes them.
+    """
 
     x: AnyArray
     y: AnyArray
     w: npt.NDArray[np.float32]
     examples: int
+    teacher: npt.NDArray[np.float32] | None = None
+    teacher_weight: npt.NDArray[np.float32] | None = None
+
+    @property
+    def arrays(self) -> dict[str, AnyArray]:
+        """What is fed to a graph, by the name of its input."""
+        fed = {"x": self.x, "y": self.y, "w": self.w}
+        if self.teacher is not None and self.teacher_weight is not None:
+            fed |= {"teacher": self.teacher, "teacher_weight": self.teacher_weight}
+        return fed
+
+
+Teacher = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Outputs [N, K] to learn beside the labels, and the weight [N] of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +110,19 @@ def draw_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(MAX_SEED))
 
 
-def gather(x: AnyArray, y: AnyArray, rows: npt.NDArray[np.int64], size: int) -> Batch:
+def gather(
+    x: AnyArray,
+    y: AnyArray,
+    rows: npt.NDArray[np.int64],
+    size: int,
+    teacher: Teacher | None = None,
+) -> Batch:
     """The batch of these rows, padded to ``size``."""
     padded = pad_rows(rows, size)
     w = np.zeros(size, np.float32)
     w[: len(rows)] = 1
-    return Batch(x[padded], y[padded], w, len(rows))
+    taught = () if teacher is None else (part[padded] for part in teacher)
+    return Batch(x[padded], y[padded], w, len(rows), *taught)
 
 
 def pad_rows(rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:

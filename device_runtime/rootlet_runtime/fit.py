@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rootlet_runtime.batches import AnyArray, Schedule, gather
+from rootlet_runtime.batches import AnyArray, Schedule, Teacher, gather
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.energy import Energy
 from rootlet_runtime.engines import Engine
@@ -122,8 +122,8 @@ class FitRun:
     """The loop; inputs are checked before it is made.
 
     The last ``replayed`` rows of ``x`` and ``y`` are replayed ones, ``replay_per_batch`` in each
-    batch. ``elastic`` pulls the adapter after each step. ``guard`` is None for none, which still
-    refuses what is not finite.
+    batch. ``teacher`` is there where the train graph takes one. ``elastic`` pulls the adapter
+    after each step. ``guard`` is None for none, which still refuses what is not finite.
     """
 
     bundle: Bundle
@@ -139,6 +139,7 @@ class FitRun:
     checkpoint_every: int
     replayed: int = 0
     replay_per_batch: int = 0
+    teacher: Teacher | None = None
     elastic: ElasticWeights | None = None
     schedule: RateSchedule
     guard: GuardConfig | None
@@ -202,7 +203,7 @@ class FitRun:
                 return "energy"
             rate = self.learning_rate * self.schedule.factor(position.step, rows.steps)
             rate *= watch.factor
-            batch = gather(self.x, self.y, chosen, self.batch_size)
+            batch = gather(self.x, self.y, chosen, self.batch_size, self.teacher)
             loss, metric = self.engine.step(batch, rate)
             self._pull(rate)
             watch.spending.trained(batch.examples)
@@ -272,9 +273,8 @@ class FitRun:
         elastic = None if self.elastic is None else self.elastic.digest()
         rate = (self.learning_rate.hex(), self.schedule, self.guard)
         settings = (self.bundle.manifest_sha256, start, self.epochs, self.batch_size)
-        return fingerprint(
-            (*settings, rate, replay, elastic), (self.x, self.y, *(self.held_out or ()))
-        )
+        arrays = (self.x, self.y, *(self.held_out or ()), *(self.teacher or ()))
+        return fingerprint((*settings, rate, replay, elastic), arrays)
 
     def _resume(self, checkpoint: FitCheckpoint, watch: Watch) -> _Position:
         found = checkpoint.read()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.steps import Step
 
-GraphName = Literal["train", "evaluate", "predict", "grads"]
+GraphName = Literal["train", "evaluate", "predict", "grads", "encode"]
+BY_EXAMPLE = ("x", "y", "w", "teacher", "teacher_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
     learned = [f"adapter/{name}" for name in step.adapter]
     if graph == "predict":
         return ["x"], learned, ["output"]
+    if graph == "encode":
+        return ["x"], [], ["latent"]
     if graph == "evaluate":
         return ["x", "y", "w"], learned, ["loss_sum", "metric_sum", "weight_sum"]
     if graph == "grads":
@@ -72,6 +75,7 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
         "y",
         "w",
         "learning_rate",
+        *(["teacher", "teacher_weight"] if step.distils else []),
         *(["step"] if OPTIMIZERS[step.optimizer].needs_step else []),
     ]
     return batch, learned, ["loss", "metric", *(f"next/{name}" for name in learned)]
@@ -79,13 +83,15 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
 
 def _function(step: Step, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]:
     names, count = list(step.adapter), len(step.adapter)
+    batch_names = signature(step, graph)[0]
 
     def train(
         frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
     ) -> tuple[Tensor, ...]:
         adapter = dict(zip(names, learned[:count], strict=True))
         state = dict(zip(step.state, learned[count:], strict=True))
-        loss, metric, adapter, state = step.train(frozen, adapter, state, *batch)
+        inputs = dict(zip(batch_names, batch, strict=True))
+        loss, metric, adapter, state = step.train(frozen, adapter, state, **inputs)
         return loss, metric, *(adapter[n] for n in names), *(state[n] for n in step.state)
 
     def evaluate(
@@ -105,12 +111,21 @@ def _function(step: Step, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]
         *sums, by_name = step.gradients(frozen, adapter, *batch)
         return *sums, *(by_name[n] for n in names)
 
+    def encode(
+        frozen: Mapping[str, Tensor], batch: list[Tensor], learned: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        del learned
+        return (step.encode(frozen, *batch),)
+
     functions = {"train": train, "evaluate": evaluate, "predict": predict, "grads": grads}
-    return functions[graph]
+    return {**functions, "encode": encode}[graph]
 
 
 def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One input of every name, for tracing; none share memory, or the exporter would merge them."""
+    """One input of every name, for tracing; none share memory, or the exporter would merge them.
+
+    ``x`` is what the graph takes: a latent, for all but ``predict`` and ``encode`` of a cut model.
+    """
     n, k = len(x), step.learner.program.num_outputs
     y = (
         torch.zeros(n, dtype=torch.int64)
@@ -121,6 +136,8 @@ def example_inputs(step: Step, x: Tensor, adapter: Mapping[str, Tensor]) -> dict
         "x": x.clone(),
         "y": y,
         "w": torch.ones(n),
+        "teacher": torch.full((n, k), 1 / k),
+        "teacher_weight": torch.full((n,), 0.25),
         "learning_rate": torch.tensor(0.01),
         "max_grad_norm": torch.tensor(1.0),
         "step": torch.tensor(1.0),
@@ -141,12 +158,14 @@ def capture(
 ) -> Captured:
     """Trace one graph of a step on example inputs, with a dynamic batch."""
     batch_names, learned_names, outputs = signature(step, graph)
+    if graph not in ("predict", "encode"):
+        x = step.encode(frozen, x)
     example = example_inputs(step, x, adapter)
     batch, learned = [example[n] for n in batch_names], [example[n] for n in learned_names]
     function = _function(step, graph)
     dim = torch.export.Dim("batch", min=2, max=LARGEST_BATCH)
     shapes = (
-        [{0: dim} if n in ("x", "y", "w") else None for n in batch_names],
+        [{0: dim} if n in BY_EXAMPLE else None for n in batch_names],
         [None] * len(learned),
     )
     with warnings.catch_warnings(), torch.no_grad(), _refusing(graph):

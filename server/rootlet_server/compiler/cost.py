@@ -44,10 +44,10 @@ def count_cost(
     weight_bytes: int,
 ) -> dict[str, int]:
     """Per example: ``train_macs_{int8,float32}``, ``predict_macs_*``; and ``weight_bytes``."""
-    inputs = example_inputs(step, x, adapter)
-    batch = [inputs[name] for name in signature(step, "train")[0]]
+    inputs = example_inputs(step, step.encode(frozen, x), adapter)
+    batch = {name: inputs[name] for name in signature(step, "train")[0]}
     state = {name: inputs[f"optimizer/{name}"] for name in step.state}
-    train = _macs(lambda: step.train(frozen, adapter, state, *batch))
+    train = _macs(lambda: step.train(frozen, adapter, state, **batch))
     predict = _macs(lambda: step.predict(frozen, adapter, x))
     n = len(x)
     return {
