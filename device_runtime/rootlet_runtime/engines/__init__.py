@@ -55,10 +55,9 @@ def open_engine(name: str, bundle: Bundle, num_threads: int) -> Engine:
         raise ValueError(f"num_threads {num_threads}: must be at least 1")
     module_name, requirement = ENGINES[name]
     try:
-        module = importlib.import_module(module_name)
+        engine: Engine = importlib.import_module(module_name).open_engine(bundle, num_threads)
     except ImportError as error:
         raise MissingExtraError(
             f"the engine {name!r} is not installed ({error}); run: pip install {requirement}"
         ) from error
-    engine: Engine = module.open_engine(bundle, num_threads)
     return engine

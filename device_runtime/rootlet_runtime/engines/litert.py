@@ -11,7 +11,7 @@ serves all signatures; it is opened when first used.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,13 +20,14 @@ import numpy.typing as npt
 from rootlet_runtime.batches import AnyArray, Batch, pad_rows
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import DataError, TrainingError
-from rootlet_runtime.manifest import LitertSpec
+from rootlet_runtime.manifest import GraphSpec, LitertSpec
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays, zeros
 from rootlet_runtime.tflite_check import signature_key
 
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")
 _NARROWED = {np.dtype(np.int64): np.int32}  # LiteRT models take labels and tokens as int32
+_BATCH_INPUTS = ("x", "y", "w")
 
 T = TypeVar("T")
 
@@ -44,10 +45,16 @@ def open_engine(bundle: Bundle, num_threads: int) -> "LitertEngine":
             f"{bundle.manifest.name} version {bundle.manifest.version} carries no LiteRT model; "
             "use engine='onnxruntime', or compile it with CompileConfig(litert_batches=(16,))"
         )
-    return LitertEngine(bundle, spec, _interpreter_class(), num_threads)
+    interpreter_class()
+    return LitertEngine(bundle, spec, num_threads)
 
 
-def _interpreter_class() -> Any:
+def interpreter_class() -> Any:
+    """The library's ``Interpreter``.
+
+    Raises:
+        ImportError: neither library is installed.
+    """
     missing: list[str] = []
     for library in LIBRARIES:
         try:
@@ -57,22 +64,51 @@ def _interpreter_class() -> Any:
     raise ImportError("; ".join(missing))
 
 
-class LitertEngine:
-    """Holds the state in numpy and hands it to the signatures at each call."""
+class LitertModel:
+    """An opened model: its graphs by role, for any batch up to the largest signature's."""
 
     def __init__(
-        self, bundle: Bundle, spec: LitertSpec, interpreter_class: Any, num_threads: int
+        self,
+        content: bytes,
+        graphs: Mapping[str, GraphSpec],
+        batches: Sequence[int],
+        num_threads: int,
     ) -> None:
+        self._graphs = graphs
+        self._batches = batches
+        self._interpreter = interpreter_class()(model_content=content, num_threads=num_threads)
+        self._runners: dict[str, Any] = {}
+
+    def run(self, role: str, values: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """The outputs of a graph, by name; ``output`` has as many rows as ``x``."""
+        examples = len(values["x"])
+        batch = next(size for size in self._batches if size >= examples)
+        key = signature_key(role, batch)
+        if key not in self._runners:
+            self._runners[key] = self._interpreter.get_signature_runner(key)
+        found: dict[str, AnyArray] = self._runners[key](
+            **{
+                name: _padded(name, values[name], batch) if name in _BATCH_INPUTS else values[name]
+                for name in self._graphs[role].inputs
+            }
+        )
+        if "output" in found:
+            found["output"] = found["output"][:examples]
+        return found
+
+
+class LitertEngine:
+    """Holds the state in numpy and hands it to the model at each call."""
+
+    def __init__(self, bundle: Bundle, spec: LitertSpec, num_threads: int) -> None:
         self._bundle = bundle
         self._spec = spec
-        self._class = interpreter_class
         self._num_threads = num_threads
         manifest = bundle.manifest
         self._state = TrainState(
             adapter=zeros(manifest.adapter), optimizer=zeros(manifest.optimizer_state)
         )
-        self._interpreter: Any = None
-        self._runners: dict[str, Any] = {}
+        self._model: LitertModel | None = None
 
     def load_state(self, state: TrainState) -> None:
         """Takes over copies of a state."""
@@ -92,11 +128,13 @@ class LitertEngine:
         if len(batch.x) > largest:
             raise DataError(
                 f"batch_size {len(batch.x)}: this bundle's LiteRT model trains batches of at most "
-                f"{largest} ({', '.join(map(str, self._spec.batches))}); lower it, or compile the "
-                "bundle with a larger one in CompileConfig.litert_batches"
+                f"{largest}; lower it, or compile the bundle with a larger one in "
+                "CompileConfig.litert_batches"
             )
+        scalars = {"learning_rate": learning_rate, "step": state.steps + 1}
         feeds = {"x": batch.x, "y": batch.y, "w": batch.w}
-        found = self._run("train", feeds, learning_rate, state.steps + 1)
+        feeds |= {name: np.asarray(value, np.float32) for name, value in scalars.items()}
+        found = self._run("train", feeds)
         self._state = TrainState(
             adapter={name: found[f"next/adapter/{name}"] for name in state.adapter},
             optimizer={name: found[f"next/optimizer/{name}"] for name in state.optimizer},
@@ -114,52 +152,46 @@ class LitertEngine:
         loss, metric, weight = (float(total) for total in sums)
         return loss, metric, weight
 
+    def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
+        """Clipped sums of the gradients, and sums of loss, metric and weight, by output name."""
+        sums: dict[str, AnyArray] = {}
+        for rows in self._pieces(len(batch.x)):
+            feeds: dict[str, AnyArray] = {"x": batch.x[rows], "y": batch.y[rows]}
+            feeds |= {"w": batch.w[rows], "max_grad_norm": np.array(max_grad_norm, np.float32)}
+            found = self._run("grads", feeds)
+            sums = {name: value + sums.get(name, 0) for name, value in found.items()}
+        return sums
+
+    def encode(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        """No bundle has both a LiteRT model and latents; the manifest refuses it."""
+        raise TrainingError("a LiteRT model has no encode graph; use the engine 'onnxruntime'")
+
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         """The outputs [B, K]."""
-        parts: list[npt.NDArray[np.float32]] = []
-        for rows in self._pieces(len(x)):
-            part = x[rows]
-            parts.append(self._run("predict", {"x": part})["output"][: len(part)])
+        parts = [self._run("predict", {"x": x[rows]})["output"] for rows in self._pieces(len(x))]
         return np.concatenate(parts)
 
     def release(self) -> None:
-        """Closes the interpreter; the state stays."""
-        self._runners.clear()
-        self._interpreter = None
+        """Closes the model; the state stays."""
+        self._model = None
 
     def _pieces(self, examples: int) -> list[slice]:
         largest = self._spec.batches[-1]
         return [slice(start, start + largest) for start in range(0, examples, largest)]
 
-    def _run(
-        self,
-        role: str,
-        feeds: Mapping[str, AnyArray],
-        learning_rate: float = 0.0,
-        step: int = 0,
-    ) -> dict[str, Any]:
-        """One call of the signature that holds the batch."""
-        examples = len(feeds["x"])
-        batch = next(size for size in self._spec.batches if size >= examples)
-        values: dict[str, AnyArray] = {
-            "learning_rate": np.asarray(learning_rate, np.float32),
-            "step": np.asarray(step, np.float32),
-        }
-        values |= {name: _padded(name, array, batch) for name, array in feeds.items()}
+    def _run(self, role: str, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        values = dict(feeds)
         values |= {f"adapter/{name}": array for name, array in self._state.adapter.items()}
         values |= {f"optimizer/{name}": array for name, array in self._state.optimizer.items()}
-        wanted = {name: values[name] for name in self._bundle.manifest.graphs[role].inputs}
-        return _guard(role, lambda: self._runner(signature_key(role, batch))(**wanted))
+        return _guard(role, lambda: self._opened().run(role, values))
 
-    def _runner(self, key: str) -> Callable[..., dict[str, Any]]:
-        if self._interpreter is None:
+    def _opened(self) -> LitertModel:
+        if self._model is None:
             content = bytes(self._bundle.entry(self._spec.file))
-            self._interpreter = self._class(model_content=content, num_threads=self._num_threads)
+            graphs = self._bundle.manifest.graphs
+            self._model = LitertModel(content, graphs, self._spec.batches, self._num_threads)
             self._bundle.release_pages()
-        if key not in self._runners:
-            self._runners[key] = self._interpreter.get_signature_runner(key)
-        runner: Callable[..., dict[str, Any]] = self._runners[key]
-        return runner
+        return self._model
 
 
 def _padded(name: str, array: AnyArray, batch: int) -> AnyArray:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from rootlet_runtime.manifest import (
     ADAPTER_FILE,
     BASE_FILE,
+    LITERT_FILE,
     GraphSpec,
+    LitertSpec,
     Manifest,
     TensorSpec,
     TrainingDefaults,
@@ -22,6 +24,7 @@ from rootlet_server.compiler.build import DTYPES, Built, build
 from rootlet_server.compiler.capture import Captured, GraphName, capture
 from rootlet_server.compiler.config import CompileConfig
 from rootlet_server.compiler.cost import count_cost
+from rootlet_server.compiler.export_litert import require_converter, to_litert, verify_litert
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
 from rootlet_server.compiler.verify import verify_export
 
@@ -91,9 +94,12 @@ def compile_bundle(
     Raises:
         CompileError: the model, the data or the configuration cannot be compiled; nothing was
             written.
+        MissingExtraError: ``litert_batches`` without litert-torch.
         ManifestError: the name or version is not one that a manifest can hold.
     """
     config = config or CompileConfig()
+    if config.litert_batches:
+        require_converter()
     say = progress or (lambda _: None)
     say("tracing and calibrating")
     built = build(model, calibration_x, config)
@@ -108,12 +114,19 @@ def compile_bundle(
     manifest = _manifest(
         built, config, captured, name=name, version=version, weight_bytes=len(block)
     )
+    litert = b""
+    if config.litert_batches:
+        say("converting to LiteRT")
+        litert = to_litert(built, captured, config.litert_batches)
+        worst = max(worst, verify_litert(built, captured, litert, manifest))
     say("signing and writing")
     files = {f"{role}.onnx": graph for role, graph in graphs.items()}
     files |= {
         BASE_FILE: block,
         ADAPTER_FILE: encode_adapter({k: v.numpy() for k, v in built.adapter.items()}),
     }
+    if litert:
+        files[LITERT_FILE] = litert
     written = write_bundle(out, manifest, files, signing_key)
     return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
 
@@ -175,6 +188,9 @@ def _manifest(
             role: GraphSpec(file=f"{role}.onnx", inputs=tuple(c.inputs), outputs=tuple(c.outputs))
             for role, c in captured.items()
         },
+        litert=LitertSpec(file=LITERT_FILE, batches=config.litert_batches)
+        if config.litert_batches
+        else None,
         training=TrainingDefaults(
             learning_rate=config.training.learning_rate,
             batch_size=config.training.batch_size,

@@ -130,6 +130,8 @@ class CompileConfig:
         hyperparameters: the optimiser's, by name; what is left out has its default.
         max_gradient_norm: a batch's gradient is scaled down to this norm; None leaves it.
         max_batch: the largest batch a device may feed.
+        litert_batches: sizes of batch for which the bundle carries a LiteRT model too; smaller
+            batches are padded. Empty for none; others need the extra ``litert-export``.
         training: defaults for devices.
         labels: names of the classes, in the order of the outputs.
         licence: licence of the base and its data, shown to whoever inspects the bundle.
@@ -153,6 +155,7 @@ class CompileConfig:
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     max_gradient_norm: float | None = None
     max_batch: int = 64
+    litert_batches: tuple[int, ...] = ()
     training: TrainingConfig = field(default_factory=TrainingConfig)
     labels: tuple[str, ...] | None = None
     licence: str = ""
@@ -195,6 +198,12 @@ class CompileConfig:
             raise CompileError(
                 f"training.batch_size={self.training.batch_size} is larger than "
                 f"max_batch={self.max_batch}. Raise max_batch or lower the batch size."
+            )
+        sizes = self.litert_batches
+        if list(sizes) != sorted(set(sizes)) or not all(1 <= n <= self.max_batch for n in sizes):
+            raise CompileError(
+                f"litert_batches={sizes!r} must be growing whole numbers from 1 to max_batch="
+                f"{self.max_batch}, such as (1, 16)."
             )
         if self.expires_in_days is not None:
             _positive("expires_in_days", self.expires_in_days, "None never expires.")

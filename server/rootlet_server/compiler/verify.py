@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,7 @@ from rootlet_server.compiler.capture import BY_EXAMPLE, example_inputs
 from rootlet_server.compiler.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -31,6 +31,17 @@ TOLERANCE = 1e-2
 SIGN_TOLERANCE = 0.3
 CLIP_BOUNDS = (torch.tensor(1e-2), torch.tensor(1e4))  # one that clips, and one that does not
 Arrays = dict[str, Any]
+
+
+class Session(Protocol):
+    """Runs one graph: ONNX Runtime's, or another engine's in its place."""
+
+    def run(self, outputs: list[str], values: Arrays, /) -> list[Any]:
+        """The outputs in the order asked for."""
+
+
+if TYPE_CHECKING:
+    Sessions = Mapping[GraphName, tuple[Session, Captured]]
 
 
 def _session(graph: bytes, block: bytes) -> onnxruntime.InferenceSession:
@@ -60,6 +71,14 @@ def disagreement(expected: Tensor, found: np.ndarray[Any, Any]) -> float:
 def verify_export(
     built: Built, graphs: Mapping[GraphName, tuple[bytes, Captured]], block: bytes
 ) -> float:
+    """The graphs in ONNX Runtime against the step; see ``verify_sessions``."""
+    sessions = {
+        role: (_session(graph, block), captured) for role, (graph, captured) in graphs.items()
+    }
+    return verify_sessions(built, sessions, BATCHES)
+
+
+def verify_sessions(built: Built, sessions: Sessions, sizes: Sequence[int]) -> float:
     """Three training steps, an evaluation and a prediction; the worst disagreement of any output.
 
     Each step of the function starts where the graph's last step ended, so that differences do not
@@ -75,15 +94,12 @@ def verify_export(
     targets = inputs["y"]
     if step.learner.task == "classification":
         inputs["y"] = torch.arange(len(targets)) % step.learner.program.num_outputs
-    sessions = {
-        role: (_session(graph, block), captured) for role, (graph, captured) in graphs.items()
-    }
     worst = 0.0
     adapter = {name: inputs[f"adapter/{name}"] for name in step.adapter}
     state = {name: inputs[f"optimizer/{name}"] for name in step.state}
     feed = {name: value.numpy() for name, value in inputs.items()}
     with torch.no_grad():
-        for number, size in enumerate(BATCHES, start=1):
+        for number, size in enumerate(sizes, start=1):
             count = torch.tensor(float(number))
             rows = {name: inputs[name][:size] for name in BY_EXAMPLE}
             x, y, w = (rows[name] for name in ("x", "y", "w"))
@@ -133,7 +149,7 @@ def verify_export(
         return worst
 
 
-def _run(session: tuple[onnxruntime.InferenceSession, Captured], feed: Arrays) -> Arrays:
+def _run(session: tuple[Session, Captured], feed: Arrays) -> Arrays:
     engine, captured = session
     values = engine.run(captured.outputs, {name: feed[name] for name in captured.inputs})
     return dict(zip(captured.outputs, values, strict=True))
