@@ -41,7 +41,7 @@ CONFIGS: dict[str, tuple[tuple[float, ...], CompileConfig]] = {
     "calibrated A, r 32, adam": (ADAM, CompileConfig(optimizer="adam")),
     "lora, r 8, adam": (
         ADAM,
-        CompileConfig(optimizer="adam", adapter=LoraConfig(rank=8, frozen_a=None)),
+        CompileConfig(optimizer="adam", adapter=LoraConfig(rank=8, kind="lora")),
     ),
     "calibrated A, r 32, sgd": (SGD, CompileConfig()),
     "calibrated A, r 32, sgd, gradient norm at most 1": (SGD, CompileConfig(max_gradient_norm=1.0)),

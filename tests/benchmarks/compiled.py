@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rootlet_server.compiler import CompileConfig, compile_bundle
-from rootlet_server.compiler.learner import frozen_a_key
+from rootlet_server.compiler.learner import float_a
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,6 @@ def peer_settings(bundle: CompiledBundle) -> tuple[dict[str, Tensor], str]:
     """The scaled A of every adapter, by module, and the path of the head."""
     learner, frozen = bundle.built.step.learner, bundle.built.frozen
     scaled_a = {
-        site.module: learner.scale * frozen[frozen_a_key(site.module)].t() for site in learner.sites
+        site.module: learner.scale * float_a(frozen, site.module).t() for site in learner.sites
     }
     return scaled_a, learner.head.module

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.bench.problem import Problem
     from rootlet_server.compiler.build import Built
+    from rootlet_server.compiler.config import AdapterKind
 
 RANK = 32
 
@@ -29,7 +30,7 @@ class Arm:
         name: as on the command line and in the store.
         words: as in the table.
         settings: what differs from ``CompileConfig``'s defaults, beside the adapter.
-        frozen_a: how A is made where it is frozen; None trains it.
+        kind: of adapter; ``lora`` trains A, at the rank of equal size.
         rate_factor: what the task's rates are multiplied by: a head alone takes larger steps than
             adapters below it, and gets as many rates to try as every row.
         study: whether it is there for comparison only: three seeds, and never a default.
@@ -38,7 +39,7 @@ class Arm:
     name: str
     words: str
     settings: Mapping[str, Any]
-    frozen_a: str | None = "calibrated"
+    kind: AdapterKind = "calibrated"
     rate_factor: float = 1.0
     study: bool = False
 
@@ -48,8 +49,8 @@ class Arm:
 
     def config(self, problem: Problem, seed: int) -> CompileConfig:
         """What the compiler is asked for; Adam, and the seed of whatever is drawn."""
-        rank = RANK if self.frozen_a else equal_rank(problem)
-        lora = LoraConfig(rank=rank, frozen_a=self.frozen_a)  # type: ignore[arg-type]
+        rank = equal_rank(problem) if self.kind == "lora" else RANK
+        lora = LoraConfig(rank=rank, kind=self.kind)
         return CompileConfig(
             **{"optimizer": "adam", "seed": seed, "adapter": lora, **self.settings}
         )
@@ -61,7 +62,7 @@ class Arm:
 
 def equal_rank(problem: Problem) -> int:
     """The rank at which A and B together are nearest in size to B alone at rank 32."""
-    config = CompileConfig(rule="backprop", adapter=LoraConfig(rank=1, frozen_a=None))
+    config = CompileConfig(rule="backprop", adapter=LoraConfig(rank=1, kind="lora"))
     learner = build(problem.model, problem.calibration_x[:8], config).step.learner
     shapes = {site.module: (site.in_features, site.width) for site in learner.sites}.values()
     wanted = sum(out * min(RANK, inputs) for inputs, out in shapes)
@@ -76,9 +77,9 @@ def _dfa(name: str, words: str, *, study: bool = False, **settings: Any) -> Arm:
     return Arm(name=name, words=f"DFA, {words}", settings={"rule": "dfa", **settings}, study=study)
 
 
-def _backprop(name: str, words: str, frozen_a: str | None, **settings: Any) -> Arm:
+def _backprop(name: str, words: str, kind: AdapterKind, **settings: Any) -> Arm:
     settings = {"rule": "backprop", **settings}
-    return Arm(name=name, words=f"backprop, {words}", settings=settings, frozen_a=frozen_a)
+    return Arm(name=name, words=f"backprop, {words}", settings=settings, kind=kind)
 
 
 # The most important rows come first: that is the order in which they are run.
@@ -88,10 +89,10 @@ ARMS = {
         Arm(name="head", words="head only", settings={"rule": "head_only"}, rate_factor=10),
         _backprop("bp", "calibrated A", "calibrated"),
         _dfa("dfa", "calibrated, calibrated A"),
-        _backprop("bp-lora", "LoRA (A and B)", None),
+        _backprop("bp-lora", "LoRA (A and B)", "lora"),
         _dfa("dfa-features", "calibrated through the features", feedback="calibrated_features"),
         Arm(name="dfa-lora", words="DFA, calibrated, LoRA (A and B)", settings={"rule": "dfa"},
-            frozen_a=None),
+            kind="lora"),
         _backprop("bp-float32", "calibrated A, float32 base", "calibrated", base_dtype="float32"),
         _dfa("dfa-float32", "calibrated, calibrated A, float32 base", base_dtype="float32"),
         _dfa("dfa-random", "random", study=True, feedback="random"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rootlet_server.compiler.adapters import calibrated_a, initial_adapter
+from rootlet_server.compiler.adapters import (
+    choose_ranks,
+    frozen_a,
+    in_int8,
+    initial_adapter,
+    input_products,
+    needs_products,
+    rank_table,
+)
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.block_choice import choose_blocks
 from rootlet_server.compiler.blocks import find_points
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rootlet_server.compiler.config import CompileConfig
+    from rootlet_server.compiler.ranks import SiteRank
     from rootlet_server.compiler.trace import Program
 
 DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.uint8: "uint8"}
@@ -43,12 +52,16 @@ class Built:
         frozen: the base, the feedback and the frozen halves of the adapters.
         adapter: what learns, at its start.
         example: a few calibration examples.
+        ranks: what every adapted layer got.
+        left_out: the Linear layers and convolutions without an adapter, and why.
     """
 
     step: Step
     frozen: dict[str, Tensor]
     adapter: dict[str, Tensor]
     example: Tensor
+    ranks: tuple[SiteRank, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
@@ -129,7 +142,7 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     _check_outputs(program, x, config)
     head = find_head(program)
     lora = config.adapter
-    sites = (
+    sites, left_out = (
         find_sites(
             program,
             head,
@@ -138,28 +151,30 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
             queries_and_keys=config.attention == "local",
         )
         if RULES[config.rule].adapts_base
-        else ()
+        else ((), {})
     )
+    example = x[:EXAMPLES].clone()
+    if config.calibration == "noise":
+        x = sparse_noise(x, config.seed)
+    products = input_products(program, sites, x) if needs_products(lora) else {}
+    ranks = choose_ranks(sites, lora, products)
     learner = Learner(
         program=program,
         sites=sites,
         head=head,
         task=config.task,
-        scale=lora.scale,
-        trains_a=lora.frozen_a is None,
+        scale=lora.scale(max(ranks.values(), default=1)),
+        trains_a=lora.trains_a,
         feedback=config.feedback,
     )
-    example = x[:EXAMPLES].clone()
     rule = rule_of(config)
     if rule == "dfa_blocks":
         size = 1 if config.block_size == "auto" else config.block_size
         size = len(sites) if size == "all" else size
         learner = replace(learner, points=find_points(program, sites, example, size))
-    if config.calibration == "noise":
-        x = sparse_noise(x, config.seed)
-    adapter = initial_adapter(program, sites, head, lora, seed=config.seed)
+    adapter = initial_adapter(program, sites, head, ranks, trains_a=lora.trains_a, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
-    a = {} if lora.frozen_a is None else calibrated_a(program, sites, lora.rank, x)
+    a = frozen_a(sites, lora, ranks, products, seed=config.seed)
     feedback = {}
     if RULES[rule].needs_feedback:
         feedback = make_feedback(
@@ -179,6 +194,15 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         max_gradient_norm=config.max_gradient_norm,
         adapter={name: value.shape for name, value in adapter.items()},
     )
+    if (lora.a_dtype or ("float32" if config.base_dtype == "float32" else "int8")) == "int8":
+        a = in_int8(a)
     frozen = freeze(program, config.base_dtype, without=without) | a | feedback
-    built = Built(step=step, frozen=frozen, adapter=adapter, example=example)
+    built = Built(
+        step=step,
+        frozen=frozen,
+        adapter=adapter,
+        example=example,
+        ranks=rank_table(sites, ranks, products, trains_a=lora.trains_a),
+        left_out=left_out,
+    )
     return choose_blocks(built, x, config) if config.block_size == "auto" else built

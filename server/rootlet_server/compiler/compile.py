@@ -131,10 +131,8 @@ def compile_bundle(
     return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
 
 
-def _adapter_kind(step: Step) -> str:
-    if not step.learner.sites:
-        return "head"
-    return "lora" if step.learner.trains_a else "calibrated"
+def _adapter_kind(step: Step, config: CompileConfig) -> str:
+    return config.adapter.kind if step.learner.sites else "head"
 
 
 def _manifest(
@@ -158,6 +156,7 @@ def _manifest(
         for key, shape in step.adapter.items()
     ]
     shapes = {spec.name: spec.shape for spec in adapter}
+    rank = max((site.rank for site in built.ranks), default=0)
     return Manifest(
         name=name,
         version=version,
@@ -166,9 +165,9 @@ def _manifest(
         task=config.task,
         rule=step.rule,
         feedback=config.feedback if config.rule == "dfa" else None,
-        adapter_kind=_adapter_kind(step),
-        rank=config.adapter.rank,
-        alpha=step.learner.scale * config.adapter.rank,
+        adapter_kind=_adapter_kind(step, config),
+        rank=rank,
+        alpha=step.learner.scale * max(rank, 1),
         base_dtype=config.base_dtype,
         optimizer=config.optimizer,
         hyperparameters=resolve_hyperparameters(config.optimizer, config.hyperparameters),

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LARGEST_BATCH = 4096
+EXPLAINED_VARIANCE = "explained_variance"
 
+AdapterKind = Literal["calibrated", "lora", "lora_frozen_a"]
+ADtype = Literal["int8", "float32"]
 Task = Literal["classification", "regression"]
 RuleName = Literal["dfa", "backprop", "head_only"]
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
@@ -41,39 +44,78 @@ class LoraConfig:
     """Low-rank adapters: a site's output becomes ``W h + b + (alpha / rank) B A h``.
 
     Attributes:
-        rank: rows of A; a site with fewer input features takes that many instead.
-        alpha: scale numerator; None is ``2 * rank``.
-        target_modules: module-path suffixes that get an adapter; None is every Linear and 1x1
-            convolution except the head and the projections that only feed attention queries or
-            keys.
-        frozen_a: ``"calibrated"`` freezes A at the main directions of the site's inputs over the
-            calibration data, so that only B learns; None draws A at random (Hu et al. 2021) and
-            trains it together with B.
+        kind: ``calibrated`` freezes A at the main directions of the site's inputs over the
+            calibration data, so that only B learns; ``lora`` draws A at random (Hu et al. 2021)
+            and trains it together with B; ``lora_frozen_a`` draws A at random and freezes it (Sun
+            et al. 2024), for study.
+        rank: rows of A, a site with fewer input features takes that many instead; or
+            ``"explained_variance"``, by site (``rootlet_server.compiler.ranks``).
+        explained_variance: the share of its inputs' variance at which a site has rank enough, in
+            (0, 1]; read where the rank goes by it.
+        adapter_bytes: the most that all sites together may train and send, without the head; read
+            where the rank goes by explained variance. None is no bound.
+        alpha: scale numerator, over the largest rank; None is twice that rank.
+        target_modules: module-path suffixes that get an adapter; None is every Linear and every
+            convolution without groups, except the head and the projections that only feed
+            attention queries or keys.
+        a_dtype: how a frozen A is stored and multiplied: ``int8`` with a scale for each of its
+            rows, or ``float32``; None is float32 on a float32 base and int8 on others.
     """
 
-    rank: int = 32
+    kind: AdapterKind = "calibrated"
+    rank: int | Literal["explained_variance"] = 32
+    explained_variance: float = 0.99
+    adapter_bytes: int | None = None
     alpha: float | None = None
     target_modules: tuple[str, ...] | None = None
-    frozen_a: Literal["calibrated"] | None = "calibrated"
+    a_dtype: ADtype | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise CompileError(
-                f"rank={self.rank!r} must be a whole number of at least 1; 32 is usual."
-            )
+        _one_of("kind", self.kind, AdapterKind)
+        self._check_rank()
         if self.alpha is not None:
             _positive("alpha", self.alpha, "Leave it out for 2 * rank.")
-        if self.frozen_a not in ("calibrated", None):
-            raise CompileError(f"frozen_a={self.frozen_a!r} is not 'calibrated' or None.")
+        if self.a_dtype is not None:
+            _one_of("a_dtype", self.a_dtype, ADtype)
+            if self.trains_a:
+                raise CompileError(
+                    f"a_dtype={self.a_dtype!r}: kind='lora' trains A, in float32. Leave it out."
+                )
         if isinstance(self.target_modules, str):
             raise CompileError(
                 f"target_modules={self.target_modules!r} must be a tuple of strings, not a string."
             )
 
+    def _check_rank(self) -> None:
+        if self.rank == EXPLAINED_VARIANCE:
+            if not 0 < self.explained_variance <= 1:
+                raise CompileError(
+                    f"explained_variance={self.explained_variance!r} must be over 0 and at most 1; "
+                    "0.99 is usual."
+                )
+            if self.adapter_bytes is not None and self.adapter_bytes < 1:
+                raise CompileError(
+                    f"adapter_bytes={self.adapter_bytes!r} must be positive. None is no bound."
+                )
+        elif not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise CompileError(
+                f"rank={self.rank!r} must be a whole number of at least 1, or "
+                "'explained_variance'; 32 is usual."
+            )
+        elif self.adapter_bytes is not None:
+            raise CompileError(
+                f"adapter_bytes={self.adapter_bytes!r} bounds rank='explained_variance' only; "
+                f"leave it out for rank={self.rank}."
+            )
+
     @property
-    def scale(self) -> float:
+    def trains_a(self) -> bool:
+        """Whether A learns with B."""
+        return self.kind == "lora"
+
+    def scale(self, largest_rank: int) -> float:
         """The factor before ``B A h``: alpha / rank."""
-        return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
+        return 2.0 if self.alpha is None else self.alpha / largest_rank
 
 
 @dataclass(frozen=True, kw_only=True)

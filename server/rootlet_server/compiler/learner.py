@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rootlet_server.compiler.int8 import row_int8_matmul
 from rootlet_server.compiler.interpret import run
 
 if TYPE_CHECKING:
@@ -24,8 +25,27 @@ if TYPE_CHECKING:
 
 
 def frozen_a_key(module: str) -> str:
-    """Where the base keeps a frozen A, transposed: [in, r]."""
+    """Where the base keeps a frozen A, transposed: [in, r]; in int8 with ``.q`` and ``.scale``."""
     return f"{module}.lora_A:linear"
+
+
+def float_a(frozen: Mapping[str, Tensor], module: str) -> Tensor:
+    """A frozen A as floating point, [in, r], however it is stored."""
+    key = frozen_a_key(module)
+    if key in frozen:
+        return frozen[key]
+    scale = frozen[f"{key}.scale"]
+    return frozen[f"{key}.q"].to(scale.dtype) * scale
+
+
+def _through_frozen_a(site: Site, frozen: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    """A h, [..., r]; positions are multiplied in int8 where A is stored so, windows are not."""
+    if site.window is not None:
+        return site.channels_last(site.window.project(h, float_a(frozen, site.module)))
+    key, rows = frozen_a_key(site.module), site.channels_last(h)
+    if key in frozen:
+        return rows @ frozen[key]
+    return row_int8_matmul(rows, frozen[f"{key}.q"], frozen[f"{key}.scale"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +53,7 @@ class Tap:
     """What a site leaves behind for credit assignment.
 
     Attributes:
-        inputs: h, in the layer's own layout; kept only where A learns.
+        inputs: h (its patches, under a window) in the layer's layout; kept only where A learns.
         projected: s A h, rows [N, r] or [N, P, r].
         output: a, in the layer's own layout.
     """
@@ -162,17 +182,18 @@ class Learner:
         h: Tensor,
         base: Tensor,
     ) -> Tap:
-        if self.trains_a:
-            a_in_r = adapter[f"{site.module}.lora_A"].t()
+        inputs = site.inputs(h) if self.trains_a else None
+        if inputs is not None:
+            z = site.channels_last(inputs) @ adapter[f"{site.module}.lora_A"].t()
         else:
-            a_in_r = frozen[frozen_a_key(site.module)]
+            z = _through_frozen_a(site, frozen, h)
+        z = self.scale * z  # r numbers are fewer than out
         b_r_out = adapter[f"{site.module}.lora_B"].t()
-        z = self.scale * (site.channels_last(h) @ a_in_r)  # r numbers are fewer than out
         change = site.widened(z @ b_r_out)
         if site.layout.channels_first:
             change = change.transpose(1, 2).reshape(base.shape)
         return Tap(
-            inputs=h if self.trains_a else None,
+            inputs=inputs,
             projected=site.by_example(z),
             output=base + change,
         )

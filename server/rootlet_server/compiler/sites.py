@@ -1,4 +1,4 @@
-"""Where adapters go: the Linear layers and 1x1 convolutions of a traced model, and its head.
+"""Where adapters go: the Linear layers and convolutions of a traced model, and its head.
 
 Shape legend: N examples, P positions of one example, C channels.
 """
@@ -17,6 +17,7 @@ from rootlet_server.compiler.errors import CalibrationError, UnsupportedModelErr
 from rootlet_server.compiler.interpret import CONVOLUTIONS, run
 from rootlet_server.compiler.operators import IDENTITY
 from rootlet_server.compiler.trace import module_path
+from rootlet_server.compiler.windows import Window, find_window
 
 if TYPE_CHECKING:
     from rootlet_server.compiler.trace import Program
@@ -65,10 +66,12 @@ class Site:
             and one adapter.
         layout: where the batch is.
         positions: P, counted at compile time; 1 where a site sees one row per example.
-        in_features, out_features: of the whole layer.
+        in_features: of the whole layer; channels times kernel for a convolution.
+        out_features: of the whole layer.
         columns: the output columns [start, stop) that the adapter changes; all but attention's
             queries and keys.
         chain: from the site's output to its feedback point.
+        window: what a position of the output sees; None where that is one position of the input.
     """
 
     node: str
@@ -79,6 +82,11 @@ class Site:
     out_features: int
     columns: tuple[int, int]
     chain: Chain
+    window: Window | None = None
+
+    def inputs(self, h: Tensor) -> Tensor:
+        """What A reads, in the layer's layout: h, or its patches where there is a window."""
+        return h if self.window is None else self.window.patches(h)
 
     def rows(self, t: Tensor) -> Tensor:
         """A tensor in this layer's layout as [N, C], or as [N, P, C] where P > 1."""
@@ -171,8 +179,10 @@ def find_sites(
     target_modules: tuple[str, ...] | None,
     *,
     queries_and_keys: bool = False,
-) -> tuple[Site, ...]:
-    """Every call that gets an adapter, in graph order; attention's queries and keys if asked for.
+) -> tuple[tuple[Site, ...], dict[str, str]]:
+    """Every call that gets an adapter, in graph order, and the layers left out with the reason.
+
+    Attention's queries and keys are left out unless they are asked for.
 
     Raises:
         UnsupportedModelError: a requested module is not there or cannot carry an adapter.
@@ -196,11 +206,13 @@ def find_sites(
             refused[module] = reason
             continue
         columns = _columns(skip.get(node.name), program.tensors[weight].shape[0])
-        if columns is not None:
+        if isinstance(columns, str):
+            refused[module] = columns
+        else:
             sites.append(_site(program, node, weight, columns, example))
     if target_modules is not None:
         _check_targets(target_modules, [s.module for s in sites], refused)
-    return tuple(sites)
+    return tuple(sites), refused
 
 
 def _matches(module: str, target: str) -> bool:
@@ -216,7 +228,7 @@ def _check_targets(targets: tuple[str, ...], found: list[str], refused: dict[str
         if not any(_matches(module, target) for module in found):
             raise UnsupportedModelError(
                 target,
-                "no Linear or 1x1 convolution of that name is used in the forward pass",
+                "no Linear or convolution of that name is used in the forward pass",
                 "target_modules takes module-path suffixes; this model has "
                 f"{', '.join(found) or 'none'}.",
             )
@@ -225,26 +237,22 @@ def _check_targets(targets: tuple[str, ...], found: list[str], refused: dict[str
 def _reason_against(program: Program, node: fx.Node, weight: str) -> str | None:
     shape = program.tensors[weight].shape
     if node.target in CONVOLUTIONS:
-        if any(size != 1 for size in shape[2:]):
-            kernel = "x".join(str(size) for size in shape[2:])
-            return f"a {kernel} convolution cannot carry an adapter, only 1x1 ones can"
-        args = [*node.args[3:], *node.kwargs.values()]
         if shape[1] != node.args[0].meta["val"].shape[1]:  # type: ignore[union-attr]
-            return "a grouped convolution cannot carry an adapter"
-        if any(value not in (1, 0, [1], [0], [1, 1], [0, 0]) for value in args):
-            return "a strided or padded 1x1 convolution cannot carry an adapter"
+            return "a grouped or depthwise convolution cannot carry an adapter: its outputs share no input"
     if not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape):
         return "its input does not depend on the batch"
     return None
 
 
-def _columns(skipped: Tensor | None, out_features: int) -> tuple[int, int] | None:
-    """The columns left after ``skipped``; None where nothing is left or not one run of columns."""
+def _columns(skipped: Tensor | None, out_features: int) -> tuple[int, int] | str:
+    """The columns left after ``skipped``, or why there is no one run of them."""
     if skipped is None or not skipped.any():
         return (0, out_features)
     left = (~skipped).nonzero().flatten()
-    if not len(left) or int(left[-1] - left[0]) + 1 != len(left):
-        return None
+    if not len(left):
+        return "it feeds only attention's queries or keys, where feedback says nothing"
+    if int(left[-1] - left[0]) + 1 != len(left):
+        return "its values lie between queries and keys, column by column, not in one run"
     return (int(left[0]), int(left[-1]) + 1)
 
 
@@ -254,15 +262,17 @@ def _site(
     shape = program.tensors[weight].shape
     layout = _layout(program, node, example)
     _, kept = run(program, program.tensors, example, keep={node.name})
+    window = find_window(node, tuple(shape[2:])) if layout.channels_first else None
     return Site(
         node=node.name,
         module=weight.rpartition(".")[0],
         layout=layout,
         positions=kept[node.name].numel() // (len(example) * int(shape[0])),
-        in_features=int(shape[1]),
+        in_features=int(shape[1:].numel()),
         out_features=int(shape[0]),
         columns=columns,
         chain=find_chain(program, node),
+        window=None if window is None or window.is_pointwise else window,
     )
 
 

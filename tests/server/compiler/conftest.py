@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rootlet_server.compiler import Built, CompileConfig, LoraConfig, build
+from rootlet_server.compiler.adapters import in_int8 as a_in_int8
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.capture import capture
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
@@ -282,9 +283,12 @@ def make_case(name: str) -> Case:
     return Case(name, model.eval(), x, torch.randint(0, CLASSES, (len(x),)))
 
 
+ADAPTER_OPTIONS = ("target_modules", "kind", "alpha", "a_dtype", "adapter_bytes")
+
+
 def small_config(**options: Any) -> CompileConfig:
     """Rank 4, and float32 unless asked otherwise."""
-    lora = {k: options.pop(k) for k in ("target_modules", "frozen_a", "alpha") if k in options}
+    lora = {k: options.pop(k) for k in ADAPTER_OPTIONS if k in options}
     rank = options.pop("rank", 4)
     options = {"base_dtype": "float32", "adapter": LoraConfig(rank=rank, **lora), **options}
     return CompileConfig(**options)
@@ -369,7 +373,8 @@ def in_int8(built: Built) -> Built:
     """The same build on an int8 base, as ``build`` makes it (a test compares them)."""
     learner = built.step.learner
     own = {learner.head.weight, learner.head.bias}
-    added = {k: v for k, v in built.frozen.items() if "feedback" in k or "lora_A" in k}
+    added = {k: v for k, v in built.frozen.items() if "feedback" in k}
+    added |= a_in_int8({k: v for k, v in built.frozen.items() if "lora_A" in k})
     return replace(built, frozen=freeze(learner.program, "int8", without=own) | added)
 
 

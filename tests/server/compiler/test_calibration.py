@@ -148,7 +148,7 @@ def test_calibrated_a_keeps_the_mean_square_of_a_sites_inputs(lab):
 
 
 def test_a_trained_a_starts_at_random_with_b_at_zero(lab):
-    built = lab.build(lab.case("mlp"), frozen_a=None)
+    built = lab.build(lab.case("mlp"), kind="lora")
     a = built.adapter["first.lora_A"]
     assert a.shape == (4, 12)
     assert 0.5 / 12 < a.square().mean().item() < 2 / 12

@@ -193,7 +193,7 @@ def test_the_bound_scales_what_is_clipped(graph):
 
 def test_a_learned_a_is_normed_with_its_b(lab):
     case = lab.case("mlp")
-    built = stirred(lab, "mlp", frozen_a=None)
+    built = stirred(lab, "mlp", kind="lora")
     x, y, w = case.x[:4], case.y[:4], torch.ones(4)
     expected, _ = by_loop(lab, built, "dfa", x, y, w)
     found = clipped(built, x, y, w)[3]

@@ -88,7 +88,7 @@ def test_adam_int8(lab, name, rule):
 
 @pytest.mark.parametrize("name", ["mlp", "folded"])
 def test_a_trained_a(lab, name):
-    assert_parity(lab, name, frozen_a=None)
+    assert_parity(lab, name, kind="lora")
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit_mha", "uint8_cnn"])

@@ -17,7 +17,7 @@ X, Y = torch.tensor([[1.0, 2.0]]), torch.tensor([0])
 FEEDBACK = torch.tensor([[2.0, -1.0], [1.0, 3.0]])
 
 
-@pytest.fixture(scope="module", params=["calibrated", None])
+@pytest.fixture(scope="module", params=["calibrated", "lora"])
 def built(lab, request):
     """W = [[1, -1], [2, 0]], relu, identity head; A = identity and s = alpha / rank = 2."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
@@ -26,7 +26,7 @@ def built(lab, request):
         model[2].weight.copy_(torch.eye(2))
         model[2].bias.zero_()
     case = replace(lab.case("mlp"), model=model, x=torch.randn(8, 2))
-    built = lab.build(case, rank=2, frozen_a=request.param)
+    built = lab.build(case, rank=2, kind=request.param)
     (site,) = built.step.learner.sites
     frozen = {
         **built.frozen,
@@ -34,7 +34,7 @@ def built(lab, request):
         f"{site.node}:feedback.scale": torch.ones(2, 1),
     }
     adapter = dict(built.adapter)
-    if request.param is None:
+    if request.param == "lora":
         adapter["0.lora_A"] = torch.eye(2)
     else:
         frozen["0.lora_A:linear"] = torch.eye(2)

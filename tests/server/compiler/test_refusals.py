@@ -162,11 +162,9 @@ def convolutions():
 @pytest.mark.parametrize(
     ("target", "match"),
     [
-        ("0", "^0: a 3x3 convolution cannot carry an adapter.*Leave it out of target_modules"),
-        ("2", "^2: a grouped convolution"),
-        ("3", "^3: a strided or padded 1x1"),
-        ("nowhere", "^nowhere: no Linear or 1x1 convolution of that name.*module-path suffixes"),
-        ("6", "^6: no Linear or 1x1"),
+        ("2", "^2: a grouped or depthwise convolution.*Leave it out of target_modules"),
+        ("nowhere", "^nowhere: no Linear or convolution of that name.*module-path suffixes"),
+        ("6", "^6: no Linear or convolution"),
     ],
 )
 def test_targets(tmp_path, target, match):
@@ -228,11 +226,11 @@ def test_labels(tmp_path):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: LoraConfig(rank=0), "rank=0 must be a whole number of at least 1; 32 is usual"),
+        (lambda: LoraConfig(rank=0), "rank=0 must be a whole number of at least 1, or"),
         (lambda: LoraConfig(rank=2.5), "rank=2.5"),
         (lambda: LoraConfig(alpha=0.0), "alpha=0.0 must be a positive number. Leave it out"),
         (lambda: LoraConfig(alpha=float("nan")), "alpha=nan"),
-        (lambda: LoraConfig(frozen_a="svd"), "frozen_a='svd' is not 'calibrated' or None"),
+        (lambda: LoraConfig(kind="svd"), "kind='svd' is not one of 'calibrated', 'lora'"),
         (lambda: LoraConfig(target_modules="head"), "must be a tuple of strings"),
         (lambda: CompileConfig(task="ranking"), "task='ranking' is not one of 'classification'"),
         (lambda: CompileConfig(rule="hebb"), "rule='hebb' is not one of 'dfa', 'backprop'"),

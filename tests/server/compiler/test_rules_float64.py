@@ -99,7 +99,7 @@ def test_one_hidden_layer_with_the_heads_weight_as_feedback_is_backprop(lab, nam
     activation = ACTIVATIONS[name]
     model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 5))
     case = replace(lab.case("mlp"), model=model, x=2 * torch.randn(16, 6), y=torch.arange(16) % 5)
-    built = lab.stirred(lab.build(case, frozen_a=None))
+    built = lab.stirred(lab.build(case, kind="lora"))
     (site,) = built.step.learner.sites
     frozen = {
         **built.frozen,
