@@ -15,6 +15,8 @@ from rootlet_runtime.manifest import (
     TrainingDefaults,
 )
 from rootlet_runtime.meter import Meter
+from rootlet_runtime.private_fit import PrivateTraining
+from rootlet_runtime.private_report import PrivacySpent, PrivateFitResult
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.signing import (
     generate_keypair,
@@ -39,6 +41,9 @@ __all__ = [
     "LitertSpec",
     "Manifest",
     "Meter",
+    "PrivacySpent",
+    "PrivateFitResult",
+    "PrivateTraining",
     "RateSchedule",
     "TensorSpec",
     "Trainer",

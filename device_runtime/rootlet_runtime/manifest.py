@@ -19,10 +19,12 @@ from rootlet_runtime.schedule import RateSchedule
 
 SCHEMA = 1
 ROLES = ("train", "evaluate", "predict")
+OPTIONAL_ROLES = ("grads",)
 BASE_FILE = "base.bin"
 ADAPTER_FILE = "adapter.safetensors"
 LITERT_FILE = "model.tflite"
 CONTENT_FILES = (*(f"{role}.onnx" for role in ROLES), ADAPTER_FILE, BASE_FILE)
+SUMS = ("loss_sum", "metric_sum", "weight_sum")
 INPUT_DTYPES = ("float32", "int64", "uint8")
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -191,7 +193,8 @@ class Manifest:
     @property
     def content_files(self) -> tuple[str, ...]:
         """Every file of the bundle but the manifest and its signature, in the archive's order."""
-        return CONTENT_FILES if self.litert is None else (*CONTENT_FILES, self.litert.file)
+        graphs = (f"{role}.onnx" for role in OPTIONAL_ROLES if role in self.graphs)
+        return (*CONTENT_FILES, *graphs, *(() if self.litert is None else (self.litert.file,)))
 
     @property
     def expires(self) -> datetime | None:
@@ -206,7 +209,7 @@ class Manifest:
         weights = TensorSpec(name="w", dtype="float32", shape=(None,))
         scalars = {
             name: TensorSpec(name=name, dtype="float32", shape=())
-            for name in ("learning_rate", "step")
+            for name in ("learning_rate", "max_grad_norm", "step")
         }
         return {"x": self.x, "y": self.y, "w": weights} | scalars | named
 
@@ -271,8 +274,11 @@ class Manifest:
                 raise ManifestError(f"optimizer_state {slot!r}: not <slot>/<adapter name>")
 
     def _check_graphs(self) -> None:
-        if set(self.graphs) != set(ROLES):
-            raise ManifestError(f"graphs: {sorted(self.graphs)}; must be exactly {sorted(ROLES)}")
+        if set(self.graphs) - set(OPTIONAL_ROLES) != set(ROLES):
+            raise ManifestError(
+                f"graphs: {sorted(self.graphs)}; must be exactly {sorted(ROLES)}, or also "
+                f"some of {sorted(OPTIONAL_ROLES)}"
+            )
         for role, graph in self.graphs.items():
             if graph.file != f"{role}.onnx":
                 raise ManifestError(f"graphs.{role}.file is {graph.file!r}, not '{role}.onnx'")
@@ -296,7 +302,10 @@ class Manifest:
         if role == "predict":
             return {"x"} | adapter, {"output"}
         if role == "evaluate":
-            return {"x", "y", "w"} | adapter, {"loss_sum", "metric_sum", "weight_sum"}
+            return {"x", "y", "w"} | adapter, set(SUMS)
+        if role == "grads":
+            gradients = {f"grads/{spec.name}" for spec in self.adapter}
+            return {"x", "y", "w", "max_grad_norm"} | adapter, gradients | set(SUMS)
         updated = {f"next/{name}" for name in adapter | state}
         return {"x", "y", "w", "learning_rate"} | adapter | state, {"loss", "metric"} | updated
 

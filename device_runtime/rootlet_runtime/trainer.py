@@ -24,6 +24,8 @@ from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
 from rootlet_runtime.meter import Meter
+from rootlet_runtime.private_fit import PrivateRun, PrivateTraining
+from rootlet_runtime.private_report import PrivateFitResult, PrivateProgress
 from rootlet_runtime.replay import Replay, ReplayBuffer
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.state import TrainState
@@ -184,6 +186,67 @@ class Trainer:
         checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
         buffer.add(checked_x, checked_y, rng, uses=uses)
 
+    def fit_private(
+        self,
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        *,
+        privacy: PrivateTraining,
+        epochs: int,
+        learning_rate: float,
+        schedule: RateSchedule | None = None,
+        batch_size: int | None = None,
+        progress: PrivateProgress | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 50,
+    ) -> PrivateFitResult:
+        """Trains the adapter with differential privacy; see ``rootlet_runtime.private_fit``.
+
+        It takes ``epochs / privacy.sample_rate`` steps on secret Poisson samples. With
+        ``checkpoint_dir`` it can be taken up like :meth:`fit`, with new samples and new noise.
+
+        Args:
+            x: examples, [N, …] as in ``manifest.x``.
+            y: labels [N], or targets [N, K].
+            privacy: clipping, noise and sampling.
+            epochs: how often each example is used, on average.
+            learning_rate: step size.
+            schedule: of the learning rate; None for the bundle's.
+            batch_size: rows of one run of the graph; a larger sample takes several runs.
+            progress: called after every step; returning ``False`` stops between two steps.
+            checkpoint_dir: where an unfinished fit is kept.
+            checkpoint_every: steps between two checkpoints.
+
+        Raises:
+            DataError: the examples or settings cannot be used, or the bundle has no grads graph.
+            NonFiniteLossError: the adapter left the finite numbers.
+            CheckpointError: a checkpoint is damaged or cannot be written.
+        """
+        manifest = self.bundle.manifest
+        if "grads" not in manifest.graphs:
+            raise DataError(
+                "the bundle has no grads graph, which a private fit needs; compile it with "
+                "CompileConfig(privacy=PrivacyConfig())"
+            )
+        checked_x, checked_y = examples.check_examples(x, y, manifest)
+        if checkpoint_every < 1:
+            raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
+        run = PrivateRun(
+            bundle=self.bundle,
+            engine=self._engine,
+            x=checked_x,
+            y=checked_y,
+            privacy=privacy,
+            epochs=examples.check_epochs(epochs),
+            batch_size=self._batch_size(batch_size, len(checked_x)),
+            learning_rate=examples.check_learning_rate(learning_rate),
+            schedule=schedule or manifest.training.schedule,
+            progress=progress,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_every=checkpoint_every,
+        )
+        return run.run()
+
     def evaluate(
         self, x: npt.ArrayLike, y: npt.ArrayLike, batch_size: int | None = None
     ) -> EvaluateResult:
@@ -286,6 +349,10 @@ class _Locked:
     def evaluate(self, batch: Batch) -> tuple[float, float, float]:
         with self._lock:
             return self._engine.evaluate(batch)
+
+    def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
+        with self._lock:
+            return self._engine.gradients(batch, max_grad_norm)
 
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         with self._lock:

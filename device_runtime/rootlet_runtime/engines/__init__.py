@@ -21,7 +21,7 @@ ENGINES = {
 
 
 class Engine(Protocol):
-    """Holds one adapter and its optimiser's state, and runs the three graphs on them."""
+    """Holds one adapter and its optimiser's state, and runs a bundle's graphs on them."""
 
     def load_state(self, state: TrainState) -> None:
         """Takes over the adapter and optimiser state; ``state`` fits the bundle."""
@@ -34,6 +34,12 @@ class Engine(Protocol):
 
     def evaluate(self, batch: Batch) -> tuple[float, float, float]:
         """Sums over the batch of loss, metric and weight."""
+
+    def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
+        """The outputs of the grads graph by name: clipped sums, and sums that are not private.
+
+        Only where the bundle has that graph.
+        """
 
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         """The outputs [B, K]."""

@@ -3,7 +3,7 @@
 from rootlet_server.compiler.alignment import AlignmentReport, alignment
 from rootlet_server.compiler.build import Built, build
 from rootlet_server.compiler.compile import CompiledBundle, compile_bundle
-from rootlet_server.compiler.config import CompileConfig, LoraConfig, TrainingConfig
+from rootlet_server.compiler.config import CompileConfig, LoraConfig, PrivacyConfig, TrainingConfig
 from rootlet_server.compiler.errors import (
     CalibrationError,
     CompileError,
@@ -20,6 +20,7 @@ __all__ = [
     "CompiledBundle",
     "ExportError",
     "LoraConfig",
+    "PrivacyConfig",
     "TrainingConfig",
     "UnsupportedModelError",
     "alignment",

@@ -26,6 +26,7 @@ from rootlet_server.compiler.config import CompileConfig
 from rootlet_server.compiler.cost import count_cost
 from rootlet_server.compiler.export_litert import require_converter, to_litert, verify_litert
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
+from rootlet_server.compiler.private_budget import private_advice
 from rootlet_server.compiler.verify import verify_export
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ class CompiledBundle:
         built: the step, its frozen tensors and its initial adapter.
         worst_disagreement: largest norm-wise relative difference between the step and the exported
             graph, seen while checking them against each other.
+        advice: what the scoreboard knows to be better than what was asked for.
     """
 
     path: Path
     manifest: Manifest
     built: Built
     worst_disagreement: float
+    advice: tuple[str, ...] = ()
 
 
 def compile_bundle(
@@ -70,7 +73,7 @@ def compile_bundle(
     out: str | os.PathLike[str],
     progress: Callable[[str], None] | None = None,
 ) -> CompiledBundle:
-    """Compile a model into the three graphs that a device runs, and sign them.
+    """Compile a model into the graphs that a device runs, and sign them.
 
     The model's source is not touched and its tensors are not changed. Every graph is checked
     against the pure step, in the engine that devices use, before anything is written.
@@ -104,13 +107,14 @@ def compile_bundle(
     say("tracing and calibrating")
     built = build(model, calibration_x, config)
     captured, models = {}, {}
-    for role in ROLES:
+    roles = ROLES if config.privacy is None else (*ROLES, "grads")
+    for role in roles:
         say(f"exporting the {role} graph")
         captured[role] = capture(built.step, role, built.frozen, built.adapter, built.example)
         models[role] = to_onnx(captured[role])
     graphs, block = share_weights(models)
     say("checking the graphs against the step")
-    worst = verify_export(built, {role: (graphs[role], captured[role]) for role in ROLES}, block)
+    worst = verify_export(built, {role: (graphs[role], captured[role]) for role in roles}, block)
     manifest = _manifest(
         built, config, captured, name=name, version=version, weight_bytes=len(block)
     )
@@ -128,7 +132,16 @@ def compile_bundle(
     if litert:
         files[LITERT_FILE] = litert
     written = write_bundle(out, manifest, files, signing_key)
-    return CompiledBundle(path=Path(out), manifest=written, built=built, worst_disagreement=worst)
+    advice = private_advice(config)
+    for line in advice:
+        say(f"advice: {line}")
+    return CompiledBundle(
+        path=Path(out),
+        manifest=written,
+        built=built,
+        worst_disagreement=worst,
+        advice=advice,
+    )
 
 
 def _adapter_kind(step: Step, config: CompileConfig) -> str:

@@ -145,6 +145,26 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """Asks for the ``grads`` graph, from which devices make private steps (``docs/privacy.md``).
+
+    Attributes:
+        target_epsilon: what all training of the bundle may spend, for one example added or removed;
+            None states none. The compiler advises by it; devices and accountant hold to it.
+        delta: of the same guarantee; well below one over the number of examples.
+    """
+
+    target_epsilon: float | None = None
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.target_epsilon is not None:
+            _positive("privacy.target_epsilon", self.target_epsilon, "None states none.")
+        if not 0 < self.delta < 1:
+            raise CompileError(f"privacy.delta={self.delta!r} must lie in 0..1; 1e-5 is usual.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileConfig:
     """How a model becomes a bundle.
 
@@ -174,6 +194,7 @@ class CompileConfig:
         max_batch: the largest batch a device may feed.
         litert_batches: sizes of batch for which the bundle carries a LiteRT model too; smaller
             batches are padded. Empty for none; others need the extra ``litert-export``.
+        privacy: None trains without differential privacy; see ``PrivacyConfig``.
         training: defaults for devices.
         labels: names of the classes, in the order of the outputs.
         licence: licence of the base and its data, shown to whoever inspects the bundle.
@@ -198,6 +219,7 @@ class CompileConfig:
     max_gradient_norm: float | None = None
     max_batch: int = 64
     litert_batches: tuple[int, ...] = ()
+    privacy: PrivacyConfig | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     labels: tuple[str, ...] | None = None
     licence: str = ""
