@@ -278,6 +278,12 @@ class Trainer:
         return outputs
 
     @property
+    def measures_energy(self) -> bool:
+        """Whether a ``fit`` is measured here, and not estimated."""
+        with self._meter as meter:
+            return meter.source is not None
+
+    @property
     def adapter(self) -> Arrays:
         """The present adapter, as copies, by name."""
         return self._engine.state().adapter

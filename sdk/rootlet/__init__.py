@@ -2,6 +2,7 @@
 
 from rootlet.client import DeviceClient
 from rootlet.conditions import DeviceConditions, read_conditions
+from rootlet.energy import EnergyBudget, EnergySpent
 from rootlet.fleet.keys import NodeKey
 from rootlet.policy import Decision, ParticipationPolicy, decide
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
@@ -15,6 +16,8 @@ __all__ = [
     "DeviceEvent",
     "DeviceState",
     "DeviceStatus",
+    "EnergyBudget",
+    "EnergySpent",
     "ExampleStore",
     "NodeKey",
     "ParticipationPolicy",

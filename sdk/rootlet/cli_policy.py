@@ -3,6 +3,7 @@
 import argparse
 from datetime import time
 
+from rootlet.energy import EnergyBudget
 from rootlet.policy import ParticipationPolicy
 
 _DEFAULT = ParticipationPolicy()
@@ -35,6 +36,10 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
         help="not between these local times, such as 22:00-07:00",
     )
     add("--max-rounds-per-day", type=int, metavar="N", help="at most N rounds a day")
+    add(
+        "--joules-per-round", type=float, metavar="J", help="refuse or stop a round beyond J joules"
+    )
+    add("--joules-per-day", type=float, metavar="J", help="stop training after J joules a day")
 
 
 def policy_of(arguments: argparse.Namespace) -> ParticipationPolicy:
@@ -51,6 +56,9 @@ def policy_of(arguments: argparse.Namespace) -> ParticipationPolicy:
         battery_above=0.0 if free else arguments.battery_above,
         quiet_hours=None if free else arguments.quiet_hours,
         max_rounds_per_day=arguments.max_rounds_per_day,
+        energy=EnergyBudget(
+            joules_per_round=arguments.joules_per_round, joules_per_day=arguments.joules_per_day
+        ),
     )
 
 

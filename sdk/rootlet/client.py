@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rootlet import background
 from rootlet.conditions import DeviceConditions, read_conditions
+from rootlet.energy_account import Allowance
 from rootlet.errors import ConfigError, StateError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.keys import NodeKey
@@ -90,7 +91,7 @@ class DeviceClient:
                 f"bundle {manifest.name} takes: give at most {manifest.max_batch}"
             )
         self._bundle, self._on_event, self._recheck_s = bundle, on_event, recheck_s
-        self._limits = train.limits()
+        self._limits, self._budget = train.limits(), policy.energy
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._last_error = ""
@@ -215,6 +216,8 @@ class DeviceClient:
             gate=self._gate,
             closing=self._closing,
             recheck_s=self._recheck_s,
+            allowance=self._allowance(),
+            tell=self._tell,
             progress=progress,
         )
         if wait:
@@ -259,7 +262,9 @@ class DeviceClient:
                 Means(
                     connect=connect,
                     learner=self._learner,
-                    participant=self._learner.participant(self._data, self._limits),
+                    participant=self._learner.participant(
+                        self._data, self._limits, self._allowance()
+                    ),
                     gate=self._gate,
                     mailbox=self._state.mailbox,
                     tell=self._tell,
@@ -300,6 +305,7 @@ class DeviceClient:
             rounds_today=self._gate.rounds_today(),
             decision=membership.decision if membership else None,
             last_error=self._last_error,
+            energy_today=self._gate.energy.today(),
             bytes_up=membership.traffic.up if membership else 0,
             bytes_down=membership.traffic.down if membership else 0,
         )
@@ -340,6 +346,9 @@ class DeviceClient:
         for future in unfinished:
             future.add_done_callback(unlock)
         unlock(None)
+
+    def _allowance(self) -> Allowance:
+        return Allowance(limit_j=self._budget.joules_per_round, account=self._gate.energy)
 
     def _check_open(self) -> None:
         if self._closing.is_set():

@@ -64,9 +64,11 @@ class DeviceLog:
 
     def ended(self, status: DeviceStatus) -> None:
         """Says what it came to."""
+        spent = status.energy_today
+        energy = f", {spent.joules:.2g} J of training today ({spent.method})"
         self._line(
             f"left: {status.rounds} rounds trained, {_bytes(status.bytes_down)} down, "
-            f"{_bytes(status.bytes_up)} up"
+            f"{_bytes(status.bytes_up)} up{energy if spent.joules else ''}"
         )
 
     def _line(self, text: str) -> None:

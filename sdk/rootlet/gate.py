@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import date, datetime
 
 from rootlet.conditions import DeviceConditions
+from rootlet.energy_account import EnergyAccount
 from rootlet.policy import Decision, ParticipationPolicy, decide
 from rootlet.state import StateDirectory
 
@@ -18,6 +19,9 @@ class Gate:
     """Reads the conditions every ``recheck_s`` seconds at most: asking between steps is cheap.
 
     A conditions reader that raises counts as a device that can tell nothing.
+
+    Attributes:
+        energy: The account of what training spends in a day.
 
     Args:
         policy: What must hold.
@@ -42,6 +46,7 @@ class Gate:
         self._local_policy = replace(policy, unmetered=False, max_rounds_per_day=None)
         self._conditions = conditions
         self._state = state
+        self.energy = EnergyAccount(state, now=now)
         self._has_examples = has_examples
         self._recheck_s = recheck_s
         self._now = now
@@ -75,7 +80,11 @@ class Gate:
 
     def _decide(self, policy: ParticipationPolicy) -> Decision:
         decision = decide(
-            policy, self._current(), now=self._now(), rounds_today=self.rounds_today()
+            policy,
+            self._current(),
+            now=self._now(),
+            rounds_today=self.rounds_today(),
+            energy_today=self.energy.today(),
         )
         if self._has_examples():
             return decision

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import CheckpointError
@@ -53,18 +54,25 @@ class Learner:
         *,
         may_go_on: Callable[[], bool],
         progress: Progress | None = None,
+        held_out: Examples | None = None,
+        allowance: Allowance | None = None,
     ) -> FitResult:
         """Trains on from the finished adapter; asks ``may_go_on`` between two steps.
 
         If it is stopped or fails, the adapter is the one from before, and the steps taken are kept
-        in the folder: a later call with the same arguments goes on from there.
+        in the folder: a later call with the same arguments goes on from there. The guard measures
+        ``held_out``; what is spent is charged to the ``allowance``.
 
         Raises:
             TrainingError: The loss left the finite numbers.
             DataError: The examples cannot be used.
         """
 
+        allowance = allowance or Allowance()
+        allowance.begin()
+
         def watch(report: FitProgress) -> bool:
+            allowance.charge(report.energy)
             wanted = progress is None or progress(report) is not False
             return wanted and may_go_on()
 
@@ -80,21 +88,33 @@ class Learner:
                     learning_rate=settings.learning_rate,
                     rng=np.random.default_rng(),
                     progress=watch,
+                    schedule=settings.schedule,
+                    held_out=held_out,
+                    energy_limit_j=allowance.limit_j,
                     checkpoint_dir=self._folder,
                     checkpoint_every=max(MIN_STEPS_PER_CHECKPOINT, steps // CHECKPOINTS_PER_FIT),
                 )
             except BaseException:
                 self.roll_back()
                 raise
+            allowance.charge(result.energy, final=True)
             if result.stopped:
                 self.roll_back()
             else:
                 self.finish()
         return result
 
-    def participant(self, data: DataSource, limits: RoundLimits) -> Participant:
+    def participant(
+        self, data: DataSource, limits: RoundLimits, allowance: Allowance | None = None
+    ) -> Participant:
         """One that answers a server's requests with this trainer; its caller holds ``busy``."""
-        return Participant(self.trainer, data, limits=limits, checkpoint_dir=self._folder / "round")
+        return Participant(
+            self.trainer,
+            data,
+            limits=limits,
+            checkpoint_dir=self._folder / "round",
+            allowance=allowance,
+        )
 
     def finish(self) -> None:
         """Saves the trainer's adapter and lets ``predict`` use it; the caller holds ``busy``."""

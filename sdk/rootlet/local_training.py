@@ -5,10 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from rootlet.energy_account import Allowance
 from rootlet.errors import NotNowError, StateError
 from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.participant import DataSource
+from rootlet.status import DeviceEvent, rolled_back
 from rootlet_runtime.fit import FitResult, Progress
 from rootlet_runtime.manifest import TrainingDefaults
 
@@ -26,6 +28,8 @@ class LocalTraining:
         gate: Says when.
         closing: Set when the app ends.
         recheck_s: Time between two looks at the policy while it says no, in seconds.
+        allowance: What it may spend, and the account that it is charged to.
+        tell: Hears that the guard went back to an earlier adapter.
         progress: The app's, called after each step.
     """
 
@@ -35,6 +39,8 @@ class LocalTraining:
     gate: Gate
     closing: threading.Event
     recheck_s: float
+    allowance: Allowance
+    tell: Callable[[DeviceEvent], None]
     progress: Progress | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     _refused: bool = field(default=False, init=False)
@@ -74,9 +80,18 @@ class LocalTraining:
 
     def _fit(self) -> FitResult:
         self._refused = False
-        return self.learner.fit(
-            self.data.train(), self.settings, may_go_on=self._may_go_on, progress=self.progress
+        examples, held_out = self.data.train(), self.data.holdout()
+        result = self.learner.fit(
+            examples,
+            self.settings,
+            may_go_on=self._may_go_on,
+            progress=self.progress,
+            held_out=None if held_out is None or len(held_out[0]) == 0 else held_out,
+            allowance=self.allowance,
         )
+        if result.rolled_back:
+            self.tell(rolled_back(result))
+        return result
 
     def _may_go_on(self) -> bool:
         if self._cancelled.is_set() or self.closing.is_set():

@@ -18,7 +18,7 @@ from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.participant import Participant
 from rootlet.policy import Decision
-from rootlet.status import DeviceEvent, DeviceState
+from rootlet.status import DeviceEvent, DeviceState, rolled_back
 from rootlet_runtime.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -199,6 +199,9 @@ class Membership:
             learner.roll_back()
         else:
             self._keep_adapter()
+        fit = self._means.participant.last_fit
+        if trained and fit is not None and fit.rolled_back:
+            self._means.tell(rolled_back(fit))
         if answer.error:
             return
         metrics = answer.records["metrics"].items()

@@ -1,6 +1,7 @@
 """A device's answers: measure, train, and refuse what the device did not agree to."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,21 @@ from typing import Protocol
 import numpy as np
 
 from rootlet import protocol
+from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
 from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from rootlet_runtime.energy import count_work
-from rootlet_runtime.errors import AdapterError, NonFiniteLossError, RootletError
-from rootlet_runtime.fit import FitResult
+from rootlet_runtime.errors import (
+    AdapterError,
+    DivergedError,
+    NonFiniteLossError,
+    RootletError,
+)
+from rootlet_runtime.fit import FitProgress, FitResult
+from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE, Trainer
 
 log = logging.getLogger(__name__)
@@ -67,6 +75,10 @@ class Participant:
         limits: Bounds on what a server may ask for.
         rng: Draws the order of the examples; by default seeded by the operating system.
         checkpoint_dir: Where an interrupted training goes on from; None to start it anew.
+        allowance: What a round may spend, and the account that it is charged to.
+
+    Attributes:
+        last_fit: What the last training did; None where there was none, or it failed.
     """
 
     def __init__(
@@ -77,7 +89,10 @@ class Participant:
         limits: RoundLimits = DEFAULT_LIMITS,
         rng: np.random.Generator | None = None,
         checkpoint_dir: Path | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
+        self.last_fit: FitResult | None = None
+        self._allowance = allowance or Allowance()
         self._trainer = trainer
         self._data = data
         self._limits = limits
@@ -126,18 +141,36 @@ class Participant:
     ) -> Answer | None:
         x, y = self._data.train()
         measured_x, measured_y = self._measured(x, y)
+        self._check_energy(asked, len(x))
         self._trainer.load_adapter(asked.adapter)
         received = self._trainer.evaluate(measured_x, measured_y)
-        result: FitResult = self._trainer.fit(
+        allowance = self._allowance
+        allowance.begin()
+
+        def watch(progress: FitProgress) -> bool:
+            allowance.charge(progress.energy)
+            return not should_stop()
+
+        self.last_fit = None
+        self.last_fit = result = self._trainer.fit(
             x,
             y,
             epochs=asked.epochs,
             batch_size=asked.batch_size,
             learning_rate=asked.learning_rate,
             rng=self._rng,
-            progress=lambda progress: not should_stop(),
+            progress=watch,
             checkpoint_dir=self._checkpoint_dir,
+            schedule=ROUND,
+            held_out=None if measured_x is x else (measured_x, measured_y),
+            energy_limit_j=allowance.limit_j,
         )
+        allowance.charge(result.energy, final=True)
+        if result.ended_by == "energy":
+            raise RequestRefusedError(
+                f"stopped after {result.steps} steps, for this device spends at most "
+                f"{allowance.limit_j:.3g} J on a round: ask for fewer epochs"
+            )
         if result.stopped:
             return None
         adapter = self._trainer.adapter
@@ -149,7 +182,7 @@ class Participant:
             received=received.metric,
             trained=self._trainer.evaluate(measured_x, measured_y).metric,
             train_s=result.seconds,
-            energy_estimated_j=self._energy_j(result, 2 * len(measured_x)),
+            energy_estimated_j=self._energy_j(result, len(measured_x)),
             bytes_down=bytes_down,
             bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
         )
@@ -174,15 +207,32 @@ class Participant:
         holdout = self._data.holdout()
         return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
 
-    def _energy_j(self, result: FitResult, predict_examples: int) -> float:
+    def _energy_j(self, result: FitResult, measured: int) -> float:
+        """Estimated joules of a training, and of measuring before it and after."""
         work = count_work(
             self._trainer.bundle.manifest.cost,
             train_examples=result.examples,
             train_batches=result.steps,
-            predict_examples=predict_examples,
-            predict_batches=-(-predict_examples // DEFAULT_BATCH_SIZE),
+            predict_examples=2 * measured,
+            predict_batches=2 * math.ceil(measured / DEFAULT_BATCH_SIZE),
         )
         return work.estimated_j
+
+    def _check_energy(self, asked: TrainRequest, examples: int) -> None:
+        """Refuse a round that is known to need more energy than it may spend."""
+        limit = self._allowance.limit_j
+        if limit is None or self._trainer.measures_energy:
+            return
+        manifest = self._trainer.bundle.manifest
+        steps = asked.epochs * math.ceil(examples / asked.batch_size)
+        work = count_work(
+            manifest.cost, train_examples=asked.epochs * examples, train_batches=steps
+        )
+        if work.estimated_j > limit:
+            raise RequestRefusedError(
+                f"the round needs {work.estimated_j:.3g} J (estimated) and this device spends at "
+                f"most {limit:.3g} J on one: ask for fewer epochs"
+            )
 
     def _check(self, asked: EvaluateRequest) -> None:
         """Refuse a request for another bundle."""
@@ -214,4 +264,6 @@ def _reason(error: Exception) -> str:
     """What the server is told of a failure: other texts may hold paths, labels or values."""
     if isinstance(error, NonFiniteLossError):
         return f"{type(error).__name__}: {error}"
+    if isinstance(error, DivergedError):  # its text tells accuracies
+        return f"{type(error).__name__}: training made the adapter worse; lower the learning rate"
     return f"{type(error).__name__}: this device's own log says more"

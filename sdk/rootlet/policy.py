@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime, time
 
 from rootlet.conditions import DeviceConditions
+from rootlet.energy import EnergyBudget, EnergySpent
 from rootlet.errors import ConfigError
+
+NO_LIMIT = EnergyBudget()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class ParticipationPolicy:
         quiet_hours: Local wall-clock times ``(start, end)`` between which nothing runs; the start
             is quiet, the end is not, and a start after the end spans midnight.
         max_rounds_per_day: Most rounds trained in one local calendar day, at least 1.
+        energy: Most joules that training may spend in a round and in a day.
 
     Raises:
         ConfigError: A value is outside its bounds.
@@ -42,6 +46,7 @@ class ParticipationPolicy:
     battery_above: float = 0.2
     quiet_hours: tuple[time, time] | None = None
     max_rounds_per_day: int | None = None
+    energy: EnergyBudget = NO_LIMIT
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.battery_above < 1.0:
@@ -72,6 +77,7 @@ def decide(
     *,
     now: datetime,
     rounds_today: int,
+    energy_today: EnergySpent | None = None,
 ) -> Decision:
     """Decides whether a device may take part; no clock, no file and no state is touched.
 
@@ -80,6 +86,7 @@ def decide(
         conditions: What holds, as far as the device can tell.
         now: The device's local wall clock.
         rounds_today: Rounds already trained in the calendar day of ``now``.
+        energy_today: What training has spent in that day; None for nothing.
 
     Returns:
         The decision, with every reason against in the order of the policy's fields.
@@ -93,6 +100,7 @@ def decide(
             _battery_reason(policy, conditions),
             _quiet_reason(policy, now.time()),
             _rounds_reason(policy, rounds_today),
+            _energy_reason(policy, energy_today),
         )
         if reason is not None
     ]
@@ -137,6 +145,13 @@ def _rounds_reason(policy: ParticipationPolicy, rounds_today: int) -> str | None
     if policy.max_rounds_per_day is None or rounds_today < policy.max_rounds_per_day:
         return None
     return f"{rounds_today} rounds today, the most is {policy.max_rounds_per_day}"
+
+
+def _energy_reason(policy: ParticipationPolicy, spent: EnergySpent | None) -> str | None:
+    most = policy.energy.joules_per_day
+    if most is None or spent is None or spent.joules < most:
+        return None
+    return f"the day's energy is used up: {spent.joules:.3g} of {most:.3g} J ({spent.method})"
 
 
 def _check_quiet_hours(quiet_hours: tuple[time, time]) -> None:

@@ -4,6 +4,7 @@
 lock            held by the one client that uses the directory
 accepted.json   {"<bundle name>": newest version accepted}
 rounds.json     {"day": "2026-11-23", "rounds": 3}
+energy.json     {"day": "2026-11-23", "joules": 1.5, "method": "estimated"}
 node.key        the node's private key, where it was generated here; node.key.pub beside it
 adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest
 examples/       what the app observed (`rootlet.store`)
@@ -89,6 +90,19 @@ class StateDirectory:
         self._write("rounds.json", {"day": day.isoformat(), "rounds": rounds})
         return rounds
 
+    def energy_on(self, day: date) -> tuple[float, str]:
+        """Joules spent on a local calendar day, and how they were found.
+
+        Raises:
+            StateError: ``energy.json`` is damaged.
+        """
+        counted_day, joules, method = self._read("energy.json", _energy)
+        return (joules, method) if counted_day == day.isoformat() else (0.0, "measured")
+
+    def keep_energy(self, day: date, joules: float, method: str) -> None:
+        """Remembers what has been spent on ``day``."""
+        self._write("energy.json", {"day": day.isoformat(), "joules": joules, "method": method})
+
     def node_key(self) -> NodeKey:
         """The device's own node key; generated on the first call.
 
@@ -134,6 +148,13 @@ class StateDirectory:
 
 def _versions(value: Any) -> dict[str, int]:
     return {str(name): int(version) for name, version in value.items()}
+
+
+def _energy(value: Any) -> tuple[str, float, str]:
+    joules = float(value.get("joules", 0.0))
+    if not joules >= 0:
+        raise ValueError(f"joules {joules}")
+    return str(value.get("day", "")), joules, str(value.get("method", "measured"))
 
 
 def _rounds(value: Any) -> tuple[str, int]:

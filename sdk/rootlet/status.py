@@ -4,7 +4,11 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rootlet.energy import EnergySpent
 from rootlet.policy import Decision
+from rootlet_runtime.fit import FitResult
+
+NOTHING_SPENT = EnergySpent()
 
 
 class DeviceState(enum.StrEnum):
@@ -39,6 +43,7 @@ class DeviceStatus:
         rounds_today: Rounds trained in the present local day.
         decision: What the policy said last about taking part; None before it was asked.
         last_error: The last thing that went wrong; empty where nothing did.
+        energy_today: What training has spent in the present local day, measured or estimated.
         bytes_up: Bytes of bodies sent to the server since the device joined.
         bytes_down: Bytes of bodies received.
     """
@@ -51,6 +56,7 @@ class DeviceStatus:
     last_error: str
     bytes_up: int
     bytes_down: int
+    energy_today: EnergySpent = NOTHING_SPENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,10 @@ class DeviceEvent:
     """Something that happened, told from a background thread.
 
     Attributes:
-        kind: `waiting` (the policy says no), `trained`, `evaluated`, `interrupted`, `failed` (it
-            goes on), `gave up`, `left`, or a kind of `rootlet.fleet.events.EventKind`.
+        kind: `waiting` (the policy says no), `trained`, `evaluated`, `rolled back` (training
+            diverged on the way), `kept` (an update was worse on the device's own held-out examples,
+            and the app's adapter stays), `interrupted`, `failed` (it goes on), `gave up`, `left`,
+            or a kind of `rootlet.fleet.events.EventKind`.
         detail: More about it, in plain words; may be empty.
         message_type: `train` or `evaluate`, where it concerns a request.
         round: The server's round; 0 for none.
@@ -71,3 +79,13 @@ class DeviceEvent:
     message_type: str = ""
     round: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def rolled_back(fit: FitResult) -> DeviceEvent:
+    """What an app is told of a training that diverged on the way."""
+    times = "once" if fit.rolled_back == 1 else f"{fit.rolled_back} times"
+    what = "ended with" if fit.ended_by == "guard" else "went back to"
+    return DeviceEvent(
+        kind="rolled back",
+        detail=f"{times}, as {fit.reason}; training {what} the last good adapter",
+    )

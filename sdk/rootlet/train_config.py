@@ -51,4 +51,6 @@ class TrainConfig:
             epochs=self.epochs or defaults.epochs,
             batch_size=self.batch_size or defaults.batch_size,
             learning_rate=self.learning_rate or defaults.learning_rate,
+            decay=defaults.decay,
+            warmup=defaults.warmup,
         )

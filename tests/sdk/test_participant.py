@@ -1,26 +1,33 @@
 """The participant with a trainer that learns by adding one: what it answers, refuses and keeps."""
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rootlet import protocol
+from rootlet.energy_account import Allowance
 from rootlet.fleet.envelope import FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.participant import Participant, RoundLimits
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.errors import AdapterError, DataError, NonFiniteLossError
-from rootlet_runtime.fit import FitResult
+from rootlet_runtime.energy import Energy, Work
+from rootlet_runtime.errors import AdapterError, DataError, DivergedError, NonFiniteLossError
+from rootlet_runtime.fit import FitProgress, FitResult
+from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import EvaluateResult
 
 SHA = "cd" * 32
 X, Y = np.zeros((10, 2), np.float32), np.zeros(10, np.int64)
+ENERGY = Energy(joules=0.5, method="estimated", source="operations", work=Work())
 COST = {"train_macs_float32": 10**6, "predict_macs_float32": 10**5, "weight_bytes": 1000}
 
 
 class AddingTrainer:
     """`fit` adds 1 to the adapter for each epoch; the metric is the adapter's first value."""
+
+    measures_energy = False
 
     def __init__(self, task="classification"):
         manifest = types.SimpleNamespace(name="toy", version=2, task=task, max_batch=32, cost=COST)
@@ -48,15 +55,22 @@ class AddingTrainer:
             self._adapter = {name: array + 1 for name, array in self._adapter.items()}
             if self.fails_with:
                 raise self.fails_with
-            if progress(None) is False:
+            if progress(report(done)) is False:
                 return result(done + 1, len(x), stopped=True)
         return result(epochs, len(x), stopped=False)
 
 
+def report(done):
+    return FitProgress(
+        epoch=done, epochs=2, step=done, steps=2, loss=1.0, metric=0.0, learning_rate=0.1,
+        rolled_back=0, reason="", energy=ENERGY,
+    )  # fmt: skip
+
+
 def result(epochs, n, *, stopped):
     return FitResult(
-        steps=epochs, examples=epochs * n, loss=0.5, metric=0.0, seconds=0.25,
-        stopped=stopped, resumed_from_step=0,
+        steps=epochs, examples=epochs * n, loss=0.5, metric=0.0, seconds=0.25, energy=ENERGY,
+        ended_by="progress" if stopped else "steps", resumed_from_step=0,
     )  # fmt: skip
 
 
@@ -97,12 +111,17 @@ def test_training_is_measured_before_and_after(tmp_path):
     assert reply.bytes_up == records_bytes({"arrays": answer.records["arrays"]})
     weights = COST["weight_bytes"] * 1300e-12 / 8
     assert reply.energy_estimated_j == pytest.approx(
-        20 * (4.6e-12 * 10**6 + weights) + 8 * (4.6e-12 * 10**5 + weights)
+        20 * 4.6e-12 * 10**6 + 2 * weights + 8 * 4.6e-12 * 10**5 + 2 * weights
     )
     assert trainer.adapter["w"].tolist() == [2.0] * 3  # the device keeps what it trained
-    assert trainer.fits == [
-        {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "rng": rng, "checkpoint_dir": tmp_path}
-    ]
+    (fit,) = trainer.fits
+    held_out = fit.pop("held_out")
+    assert (len(held_out[0]), len(held_out[1])) == (4, 4)
+    expected = {
+        "epochs": 2, "batch_size": 8, "learning_rate": 0.1, "rng": rng,
+        "checkpoint_dir": tmp_path, "schedule": ROUND, "energy_limit_j": None,
+    }  # fmt: skip
+    assert {name: fit[name] for name in expected} == expected
 
 
 def test_evaluation_leaves_the_adapter_alone():
@@ -168,6 +187,10 @@ def test_limits_can_be_set():
     ("error", "told"),
     [
         (NonFiniteLossError("loss is nan"), "loss is nan"),
+        (
+            DivergedError("accuracy fell to 3%"),
+            "training made the adapter worse; lower the learning",
+        ),
         (DataError("y: label 7 of /home/ann"), "this device's own log says more"),
         (ZeroDivisionError("ann"), "this device's own log says more"),
     ],
@@ -177,10 +200,9 @@ def test_a_failing_training_is_undone_and_its_text_stays_on_the_device(error, to
     trainer.fails_with = error
     participant = Participant(trainer, Data())
     answer = participant.answer(ask())
-    assert (answer.code, answer.error) == (
-        protocol.ERROR_FAILED,
-        f"{type(error).__name__}: {told}",
-    )
+    assert answer.code == protocol.ERROR_FAILED
+    assert answer.error.startswith(f"{type(error).__name__}: {told}")
+    assert "3%" not in answer.error
     assert f"train request failed: {error}" in caplog.text
     assert ("Traceback" in caplog.text) == isinstance(error, ZeroDivisionError)  # a fault of ours
     assert trainer.adapter["w"].tolist() == [-7.0] * 3
@@ -198,3 +220,43 @@ def test_an_interrupted_training_has_no_answer_and_is_undone():
     trainer = AddingTrainer()
     assert Participant(trainer, Data()).answer(ask(), should_stop=lambda: True) is None
     assert trainer.adapter["w"].tolist() == [-7.0] * 3
+
+
+def test_a_round_that_cannot_fit_its_budget_is_refused_before_it_starts():
+    """Two epochs of 10 examples: 20 x 4.6 uJ, and 4 batches whose 1000 bytes cost 0.16 uJ each."""
+    trainer, allowance = AddingTrainer(), Allowance(limit_j=90e-6)
+    answer = Participant(trainer, Data(), allowance=allowance).answer(ask())
+    assert answer.code == protocol.ERROR_REFUSED
+    assert "the round needs 9.27e-05 J (estimated)" in answer.error
+    assert "at most 9e-05 J" in answer.error
+    assert trainer.fits == []
+    enough = Participant(trainer, Data(), allowance=Allowance(limit_j=93e-6)).answer(ask())
+    assert enough.error == ""
+    assert trainer.fits[0]["energy_limit_j"] == 93e-6
+
+
+def test_a_round_that_a_meter_stops_is_refused_and_undone():
+    trainer = AddingTrainer()
+    trainer.measures_energy = True
+
+    def run_dry(x, y, **options):
+        trainer.load_adapter({"w": np.full(3, 5, np.float32)})
+        return replace(result(1, len(x), stopped=False), ended_by="energy")
+
+    trainer.fit = run_dry
+    participant = Participant(trainer, Data(), allowance=Allowance(limit_j=1e-9))
+    answer = participant.answer(ask())
+    assert answer.code == protocol.ERROR_REFUSED
+    assert "stopped after 1 steps" in answer.error
+    assert trainer.adapter["w"].tolist() == [-7.0] * 3
+
+
+def test_the_last_fit_can_be_asked_for():
+    trainer = AddingTrainer()
+    participant = Participant(trainer, Data())
+    assert participant.last_fit is None
+    participant.answer(ask())
+    assert participant.last_fit.steps == 2
+    trainer.fails_with = ZeroDivisionError()
+    participant.answer(ask())
+    assert participant.last_fit is None

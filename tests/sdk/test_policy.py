@@ -6,6 +6,7 @@ from datetime import UTC, datetime, time, timedelta, timezone
 import pytest
 
 from rootlet.conditions import DeviceConditions
+from rootlet.energy import EnergyBudget, EnergySpent
 from rootlet.errors import ConfigError
 from rootlet.policy import ParticipationPolicy, decide
 
@@ -145,3 +146,23 @@ def test_the_rounds_of_a_day_are_bounded(limit, rounds_today, allowed):
 def test_an_impossible_policy_is_refused_with_its_value(values, message):
     with pytest.raises(ConfigError, match=message):
         ParticipationPolicy(**values)
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "reason"),
+    [
+        (None, EnergySpent(joules=1e9), ()),
+        (5.0, None, ()),
+        (5.0, EnergySpent(joules=4.999), ()),
+        (
+            5.0,
+            EnergySpent(joules=5.02, method="estimated"),
+            ("the day's energy is used up: 5.02 of 5 J (estimated)",),
+        ),
+    ],
+)
+def test_the_energy_of_a_day_is_bounded(limit, spent, reason):
+    asked = policy(energy=EnergyBudget(joules_per_day=limit))
+    decision = decide(asked, GOOD, now=NOON, rounds_today=0, energy_today=spent)
+    assert decision.reasons == reason
+    assert decision.allowed == (not reason)
