@@ -99,10 +99,11 @@ def released(sums: Sums, std: float, random_bytes: RandomBytes = os.urandom) -> 
     :func:`noise_std` counts.
     """
     grid = std / SCALE
-    noisy = {}
+    noisy: Sums = {}
     for name, array in sums.items():
         noise = discrete_gaussian(array.size, random_bytes).reshape(array.shape)
-        noisy[name] = (np.rint(array / grid).astype(np.int64) + noise) * grid
+        whole = np.rint(array / grid).astype(np.int64) + noise
+        noisy[name] = whole.astype(np.float64) * grid
     return noisy
 
 

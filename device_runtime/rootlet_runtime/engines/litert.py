@@ -166,16 +166,6 @@ class LitertEngine:
         """No bundle has both a LiteRT model and latents; the manifest refuses it."""
         raise TrainingError("a LiteRT model has no encode graph; use the engine 'onnxruntime'")
 
-    def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
-        """Clipped sums of the gradients, and sums of loss, metric and weight, by output name."""
-        sums: dict[str, AnyArray] = {}
-        for rows in self._pieces(len(batch.x)):
-            feeds: dict[str, AnyArray] = {"x": batch.x[rows], "y": batch.y[rows]}
-            feeds |= {"w": batch.w[rows], "max_grad_norm": np.array(max_grad_norm, np.float32)}
-            found = self._run("grads", feeds)
-            sums = {name: value + sums.get(name, 0) for name, value in found.items()}
-        return sums
-
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         """The outputs [B, K]."""
         parts = [self._run("predict", {"x": x[rows]})["output"] for rows in self._pieces(len(x))]

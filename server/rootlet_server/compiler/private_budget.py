@@ -1,9 +1,9 @@
 """Advice under a small privacy budget: what learns best for a given epsilon, by the scoreboard.
 
 The figures are accuracies on rotated digits with 2,000 private examples, delta 1e-5, mean of four
-seeds; ``docs/results/learning.md`` is where they are measured, and this table is the one place that
-repeats them. The noise grows with the number of parameters that learn and with the length of their
-gradients, so the order of the methods changes with the budget.
+seeds, and this is the one place of the code that holds any; ``rootlet bench learning`` measures
+their like (``docs/results/learning.md``). The length of the noise grows with the root of the number
+of parameters that learn, so the order of the methods changes with the budget.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def private_advice(config: CompileConfig) -> tuple[str, ...]:
     privacy = config.privacy
     if privacy is None or privacy.target_epsilon is None:
         return ()
-    chosen = (config.rule, config.rule != "head_only" and config.adapter.frozen_a is None)
-    if chosen not in ACCURACY:
-        return ()
+    chosen = (config.rule, config.rule != "head_only" and config.adapter.trains_a)
+    other_credit = config.rule == "dfa" and config.block_size != 1
+    if chosen not in ACCURACY or config.adapter.kind == "lora_frozen_a" or other_credit:
+        return ()  # not measured
     measured = sorted(ACCURACY[chosen])
     epsilon = max((e for e in measured if e <= privacy.target_epsilon), default=measured[0])
     own = ACCURACY[chosen][epsilon]
