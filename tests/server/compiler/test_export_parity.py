@@ -86,9 +86,11 @@ def test_adam_int8(lab, name, rule):
     assert_parity(lab, name, rule=rule, base_dtype="int8", optimizer="adam")
 
 
-@pytest.mark.parametrize("name", ["mlp", "folded"])
-def test_a_trained_a(lab, name):
-    assert_parity(lab, name, kind="lora")
+@pytest.mark.parametrize(
+    ("name", "rule"), [("mlp", "dfa"), ("folded", "dfa"), ("conv1d", "dfa"), ("conv1d", "backprop")]
+)
+def test_a_trained_a(lab, name, rule):
+    assert_parity(lab, name, rule=rule, kind="lora")
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit_mha", "uint8_cnn"])
