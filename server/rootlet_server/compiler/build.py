@@ -26,6 +26,7 @@ from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
 from rootlet_server.compiler.jacobians import CHUNK, sparse_noise
 from rootlet_server.compiler.learner import Learner
+from rootlet_server.compiler.local_heads import initial_local_heads
 from rootlet_server.compiler.rules import RULES
 from rootlet_server.compiler.sites import find_head, find_sites
 from rootlet_server.compiler.steps import Step
@@ -175,6 +176,10 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     adapter = initial_adapter(program, sites, head, ranks, trains_a=lora.trains_a, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
     a = frozen_a(sites, lora, ranks, products, seed=config.seed)
+    if RULES[rule].local_heads:
+        adapter |= initial_local_heads(
+            learner, freeze(program, "float32", without=without) | a, adapter, x
+        )
     feedback = {}
     if RULES[rule].needs_feedback:
         feedback = make_feedback(

@@ -76,7 +76,7 @@ def signature(step: Step, graph: GraphName) -> tuple[list[str], list[str], list[
         "w",
         "learning_rate",
         *(["teacher", "teacher_weight"] if step.distils else []),
-        *(["step"] if OPTIMIZERS[step.optimizer].needs_step else []),
+        *(["step"] if OPTIMIZERS[step.optimizer].needs_step or RULES[step.rule].needs_step else []),
     ]
     return batch, learned, ["loss", "metric", *(f"next/{name}" for name in learned)]
 

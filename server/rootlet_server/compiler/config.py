@@ -19,7 +19,9 @@ EXPLAINED_VARIANCE = "explained_variance"
 AdapterKind = Literal["calibrated", "lora", "lora_frozen_a"]
 ADtype = Literal["int8", "float32"]
 Task = Literal["classification", "regression"]
-RuleName = Literal["dfa", "backprop", "head_only"]
+RuleName = Literal[
+    "dfa", "backprop", "backprop_checkpointed", "head_only", "local_losses", "zeroth_order"
+]
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
 FeedbackForm = Literal["int8", "sign", "low_rank"]
 Calibration = Literal["data", "noise"]
@@ -171,7 +173,8 @@ class CompileConfig:
     Attributes:
         task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
         rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the
-            control, ``head_only`` leaves the base without adapters: the floor.
+            control, ``backprop_checkpointed`` the same in less memory, ``head_only`` leaves the
+            base without adapters: the floor; ``local_losses`` and ``zeroth_order`` are rivals.
         feedback: ``calibrated`` is the mean Jacobian of the outputs, ``calibrated_features`` that
             of the features, behind the live head; ``sign``, ``random``, ``broadcast`` and ``drtp``
             are for study (``rootlet_server.compiler.feedback``).

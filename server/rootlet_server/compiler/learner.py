@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.blocks import Point
     from rootlet_server.compiler.config import FeedbackName, Task
+    from rootlet_server.compiler.interpret import Wrapper
     from rootlet_server.compiler.sites import Head, Site
     from rootlet_server.compiler.trace import Program
 
@@ -74,6 +75,15 @@ class Forward:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wrappers:
+    """Functions by node, and what they note as they are called: taps by site, the head's input."""
+
+    wrap: dict[str, Wrapper]
+    taps: dict[str, Tap]
+    features: list[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Learner:
     """A program with its sites and its head.
 
@@ -124,6 +134,21 @@ class Learner:
             add: added to the outputs of sites, by node; see ``zeros_at_sites``.
             at: what a node's value is passed through before others read it, by node.
         """
+        called = self.wrappers(frozen, adapter, add=add, at=at)
+        output, kept = run(
+            self.program, frozen, x, wrap=called.wrap, keep=keep, float_dtype=self.float_dtype
+        )
+        return Forward(output=output, features=called.features[0], taps=called.taps, kept=kept)
+
+    def wrappers(
+        self,
+        frozen: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
+        *,
+        add: Mapping[str, Tensor] | None = None,
+        at: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Wrappers:
+        """What stands in the place of sites and head; see ``forward`` for the arguments."""
         at = at or {}
         taps: dict[str, Tap] = {}
         features: list[Tensor] = []
@@ -146,19 +171,10 @@ class Learner:
         def pass_through(name: str, _: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
             return at[name](compute())
 
-        output, kept = run(
-            self.program,
-            frozen,
-            x,
-            wrap={
-                **{name: partial(pass_through, name) for name in at},
-                self.head.node: head,
-                **{site.node: partial(adapt, site) for site in self.sites},
-            },
-            keep=keep,
-            float_dtype=self.float_dtype,
-        )
-        return Forward(output=output, features=features[0], taps=taps, kept=kept)
+        wrap: dict[str, Wrapper] = {name: partial(pass_through, name) for name in at}
+        wrap[self.head.node] = head
+        wrap |= {site.node: partial(adapt, site) for site in self.sites}
+        return Wrappers(wrap=wrap, taps=taps, features=features)
 
     def zeros_at_sites(self, examples: int) -> dict[str, Tensor]:
         """A zero for every site's output, by node: to differentiate with respect to outputs."""

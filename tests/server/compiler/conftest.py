@@ -335,7 +335,7 @@ def _by_rule(
         adapter = {k: v.double() for k, v in adapter.items()}
         x, w = (v.double() if v.is_floating_point() else v for v in (x, w))
     with torch.no_grad():
-        return function(learner, frozen, adapter, Batch(x=x, y=y), w / w.sum())
+        return function(learner, frozen, adapter, Batch(x=x, y=y, step=torch.tensor(1.0)), w / w.sum())
 
 
 class Engine:

@@ -7,7 +7,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-RULES = ("dfa", "backprop", "head_only")
+RULES = (
+    "dfa",
+    "dfa_blocks",
+    "backprop",
+    "backprop_checkpointed",
+    "head_only",
+    "local_losses",
+    "zeroth_order",
+)
 
 
 def relative(found, expected):

@@ -7,9 +7,22 @@ import torch
 
 
 @pytest.mark.parametrize("base_dtype", ["float32", "int8"])
-@pytest.mark.parametrize("rule", ["dfa", "backprop", "head_only"])
+@pytest.mark.parametrize("rule", ["dfa", "backprop"])
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn", "vit", "tokens", "folded"])
 def test_stacked_clients_are_single_clients(lab, name, rule, base_dtype):
+    assert_stacked_are_single(lab, name, rule, base_dtype)
+
+
+@pytest.mark.parametrize(
+    "rule", ["dfa_blocks", "backprop_checkpointed", "local_losses", "zeroth_order"]
+)
+@pytest.mark.parametrize("name", ["residual_cnn", "vit"])
+def test_stacked_clients_of_other_rules(lab, name, rule):
+    # The difference of two losses near 2, each known to 1e-7, is divided by 2e-3 and is near 1.
+    assert_stacked_are_single(lab, name, rule, "float32", 1e-3 if rule == "zeroth_order" else 1e-5)
+
+
+def assert_stacked_are_single(lab, name, rule, base_dtype, tolerance=1e-5):
     case, built = lab.case(name), lab.built(name, rule=rule, base_dtype=base_dtype)
     clients = [lab.stirred(built, seed).adapter for seed in range(8)]
     generator = torch.Generator().manual_seed(0)
@@ -18,7 +31,7 @@ def test_stacked_clients_are_single_clients(lab, name, rule, base_dtype):
     rate = torch.tensor(0.1)
 
     def train(adapter, x, y, w):
-        return built.step.train(built.frozen, adapter, {}, x, y, w, rate)
+        return built.step.train(built.frozen, adapter, {}, x, y, w, rate, torch.tensor(3.0))
 
     stacked = {key: torch.stack([c[key] for c in clients]) for key in built.adapter}
     with torch.no_grad():
@@ -29,4 +42,4 @@ def test_stacked_clients_are_single_clients(lab, name, rule, base_dtype):
             torch.testing.assert_close(metric[i], alone[1])
             for key, value in alone[2].items():
                 difference = (together[key][i] - value).norm() / value.norm()
-                assert difference < 1e-5, key
+                assert difference < tolerance, key

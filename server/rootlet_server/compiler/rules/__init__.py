@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rootlet_server.compiler.rules.backprop import backprop, backprop_gradients
+from rootlet_server.compiler.rules.checkpointed import checkpointed, checkpointed_gradients
 from rootlet_server.compiler.rules.credit import Batch, Credit, Gradients
 from rootlet_server.compiler.rules.dfa import dfa
 from rootlet_server.compiler.rules.dfa_blocks import dfa_blocks, dfa_blocks_gradients
 from rootlet_server.compiler.rules.head_only import head_only
+from rootlet_server.compiler.rules.local_losses import local_losses
+from rootlet_server.compiler.rules.zeroth_order import zeroth_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +41,8 @@ class Rule:
         needs_feedback: whether feedback matrices are calibrated and shipped.
         uses_autograd: whether it must be traced through autograd before it can be exported.
         adapts_base: whether sites in the base learn, or the head alone.
+        needs_step: whether it reads the step, counted from 1.
+        local_heads: whether every site has an auxiliary head, which is part of the adapter.
     """
 
     credit: Callable[..., Credit]
@@ -45,6 +50,8 @@ class Rule:
     needs_feedback: bool = False
     uses_autograd: bool = False
     adapts_base: bool = True
+    needs_step: bool = False
+    local_heads: bool = False
 
     def gradients(
         self, learner: Learner, frozen: Tensors, adapter: Tensors, batch: Batch, weights_N: Tensor
@@ -58,6 +65,9 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     "backprop": Rule(credit=backprop, shortcut=backprop_gradients, uses_autograd=True),
+    "backprop_checkpointed": Rule(
+        credit=checkpointed, shortcut=checkpointed_gradients, uses_autograd=True
+    ),
     "dfa": Rule(credit=dfa, needs_feedback=True),
     "dfa_blocks": Rule(
         credit=dfa_blocks,
@@ -66,6 +76,8 @@ RULES: dict[str, Rule] = {
         uses_autograd=True,
     ),
     "head_only": Rule(credit=head_only, adapts_base=False),
+    "local_losses": Rule(credit=local_losses, local_heads=True),
+    "zeroth_order": Rule(credit=zeroth_order, needs_step=True),
 }
 
 __all__ = ["RULES", "Batch", "Credit", "Gradients", "Rule"]

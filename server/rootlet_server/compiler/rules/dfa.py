@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING
 from rootlet_server.compiler.feedback import broadcast_signal, feedback_signal, positions_key
 from rootlet_server.compiler.losses import loss_terms
 from rootlet_server.compiler.rules.credit import Factored
-from rootlet_server.compiler.rules.site_gradients import add_site, head_outers
+from rootlet_server.compiler.rules.site_gradients import add_site, head_outers, site_factors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from rootlet_server.compiler.learner import Learner, Tap
+    from rootlet_server.compiler.learner import Learner
     from rootlet_server.compiler.rules.credit import Batch
-    from rootlet_server.compiler.sites import Site
 
 
 def dfa(
@@ -48,25 +47,7 @@ def dfa(
     for site in learner.sites:
         tap = forward.taps[site.node]
         broadcast_NC = broadcast_signal(learner, site, frozen, signal_NK)
-        delta, z, h = _site_factors(site, frozen, tap, broadcast_NC)
-        add_site(outers, learner, site, adapter, delta, z, h)
+        weights_P = frozen.get(positions_key(site.node))
+        factors = site_factors(site, frozen, tap, broadcast_NC, weights_P)
+        add_site(outers, learner, site, adapter, *factors)
     return Factored(loss=terms.loss, metric=terms.metric, outers=outers)
-
-
-def _site_factors(
-    site: Site, frozen: Mapping[str, Tensor], tap: Tap, broadcast_NC: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """delta, s A h and (where A learns) h, by example; the weights v_p are on the last two."""
-    derivative = site.chain.derivative(frozen, tap.output)
-    h = None if tap.inputs is None else site.rows(tap.inputs)
-    z = tap.projected
-    if derivative is not None:
-        derivative = site.adapted(site.rows(derivative))
-    if z.dim() == 2:
-        return broadcast_NC if derivative is None else broadcast_NC * derivative, z, h
-    # The weights of the positions go on the narrow side: r numbers a position, not C.
-    v_P1 = frozen[positions_key(site.node)].to(z.dtype).unsqueeze(-1)
-    z, h = z * v_P1, None if h is None else h * v_P1
-    if derivative is None:  # delta is the same at every position: pool instead of spreading it
-        return broadcast_NC, z.sum(1), None if h is None else h.sum(1)
-    return broadcast_NC.unsqueeze(1) * derivative, z, h

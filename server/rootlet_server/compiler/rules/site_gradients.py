@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rootlet_server.compiler.learner import Learner
+    from rootlet_server.compiler.learner import Learner, Tap
     from rootlet_server.compiler.sites import Head, Site
 
 Outers = dict[str, tuple[Outer, ...]]
@@ -32,6 +32,42 @@ def head_outers(
     if f"{head.module}.bias" in adapter:
         outers[f"{head.module}.bias"] = (Outer(error_NK, None),)
     return outers
+
+
+def site_factors(
+    site: Site,
+    frozen: Mapping[str, Tensor],
+    tap: Tap,
+    arriving_NC: Tensor,
+    weights_P: Tensor | float | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``delta_{n,p} = v_p arriving_n * f'(a_{n,p})`` with s A h and, where A learns, h.
+
+    Args:
+        site: the site.
+        frozen: what its chain reads.
+        tap: what it left behind.
+        arriving_NC: what arrives at its feedback point, the same for all positions.
+        weights_P: v, or one number for all; not read where there is one position.
+
+    Returns:
+        delta, s A h and h, by example; the weights v are on the last two.
+    """
+    derivative = site.chain.derivative(frozen, tap.output)
+    h = None if tap.inputs is None else site.rows(tap.inputs)
+    z = tap.projected
+    if derivative is not None:
+        derivative = site.adapted(site.rows(derivative))
+    if z.dim() == 2:
+        return arriving_NC if derivative is None else arriving_NC * derivative, z, h
+    # The weights of the positions go on the narrow side: r numbers a position, not C.
+    v: Tensor | float = 1.0 if weights_P is None else weights_P
+    if not isinstance(v, float):
+        v = v.to(z.dtype).unsqueeze(-1)
+    z, h = z * v, None if h is None else h * v
+    if derivative is None:  # delta is the same at every position: pool instead of spreading it
+        return arriving_NC, z.sum(1), None if h is None else h.sum(1)
+    return arriving_NC.unsqueeze(1) * derivative, z, h
 
 
 def add_site(  # noqa: PLR0917 (all that one site needs)
