@@ -227,7 +227,7 @@ class Manifest:
 
     def _check_training(self) -> None:
         _one_of("task", self.task, ("classification", "regression"))
-        _one_of("base_dtype", self.base_dtype, ("int8", "float32"))
+        _one_of("base_dtype", self.base_dtype, ("int8", "float32", "int4", "mixed"))
         try:
             resolved = resolve_hyperparameters(self.optimizer, self.hyperparameters)
         except ValueError as error:

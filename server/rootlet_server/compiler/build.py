@@ -21,6 +21,7 @@ from rootlet_server.compiler.adapters import (
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.block_choice import choose_blocks
 from rootlet_server.compiler.blocks import find_points
+from rootlet_server.compiler.conv_ranges import conv_ranges
 from rootlet_server.compiler.errors import CalibrationError, CompileError
 from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
@@ -29,6 +30,7 @@ from rootlet_server.compiler.learner import Learner
 from rootlet_server.compiler.local_heads import initial_local_heads
 from rootlet_server.compiler.rules import RULES
 from rootlet_server.compiler.sites import find_head, find_sites
+from rootlet_server.compiler.sensitivity import choose_precision
 from rootlet_server.compiler.steps import Step
 from rootlet_server.compiler.trace import trace
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from rootlet_server.compiler.config import CompileConfig
+    from rootlet_server.compiler.config import CompileConfig, LayerDtype
     from rootlet_server.compiler.ranks import SiteRank
     from rootlet_server.compiler.trace import Program
 
@@ -55,6 +57,7 @@ class Built:
         example: a few calibration examples.
         ranks: what every adapted layer got.
         left_out: the Linear layers and convolutions without an adapter, and why.
+        precision: what was measured and chosen by layer, where the base is ``mixed``.
     """
 
     step: Step
@@ -63,6 +66,7 @@ class Built:
     example: Tensor
     ranks: tuple[SiteRank, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
+    precision: tuple[LayerPrecision, ...] = ()
 
 
 def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
@@ -201,13 +205,24 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     )
     if (lora.a_dtype or ("float32" if config.base_dtype == "float32" else "int8")) == "int8":
         a = in_int8(a)
-    frozen = freeze(program, config.base_dtype, without=without) | a | feedback
+    ranges = {} if config.base_dtype == "float32" else conv_ranges(program, x)
+    precision: tuple[LayerPrecision, ...] = ()
+    dtypes: LayerDtype | dict[str, LayerDtype]
+    if config.base_dtype == "mixed":
+        precision = choose_precision(
+            program, x, config.mixed, task=config.task, without=without, ranges=ranges
+        )
+        dtypes = {layer.tensor: layer.chosen for layer in precision}
+    else:
+        dtypes = config.base_dtype
+    base = freeze(program, dtypes, without=without, backward=config.backward, ranges=ranges)
     built = Built(
         step=step,
-        frozen=frozen,
+        frozen=base | a | feedback,
         adapter=adapter,
         example=example,
         ranks=rank_table(sites, ranks, products, trains_a=lora.trains_a),
         left_out=left_out,
     )
     return choose_blocks(built, x, config) if config.block_size == "auto" else built
+        precision=precision,

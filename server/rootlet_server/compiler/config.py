@@ -27,7 +27,9 @@ FeedbackForm = Literal["int8", "sign", "low_rank"]
 Calibration = Literal["data", "noise"]
 Attention = Literal["skip", "local"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "sign_momentum"]
-BaseDtype = Literal["int8", "float32"]
+BaseDtype = Literal["int8", "float32", "int4", "mixed"]
+LayerDtype = Literal["int8", "float32", "int4"]
+Backward = Literal["int8", "float32"]
 
 
 def _one_of(name: str, value: object, choices: object) -> None:
@@ -147,6 +149,26 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedConfig:
+    """How ``base_dtype="mixed"`` chooses a precision for every layer.
+
+    Attributes:
+        tolerance: a layer takes the smallest dtype that changes the outputs by no more than this:
+            nats of KL divergence for classification, share of the variance for regression.
+        budget_bytes: of the frozen base, adapters and feedback apart; layers are made smaller, the
+            least damage per byte first, until it fits. None sets no bound.
+    """
+
+    tolerance: float = 1e-3
+    budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("mixed.tolerance", self.tolerance, "1e-3 is usual.")
+        if self.budget_bytes is not None:
+            _positive("mixed.budget_bytes", self.budget_bytes, "None sets no bound.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
     """Asks for the ``grads`` graph, from which devices make private steps (``docs/privacy.md``).
 
@@ -189,8 +211,15 @@ class CompileConfig:
         calibration: ``noise`` calibrates feedback and A on sparse noise in the range of the
             calibration data, and on none of its examples.
         adapter: the low-rank adapters.
-        base_dtype: ``int8`` quantises the frozen weights and, row by row, the activations they
-            multiply.
+        base_dtype: ``int8`` quantises the frozen weights and the activations they multiply, row by
+            row before linear layers and by measured ranges before convolutions; ``int4`` the
+            weights of linear layers alone; ``mixed`` chooses by layer.
+        mixed: how ``mixed`` chooses.
+        backward: whether backprop's products with an int8 base are in int8 too; no other rule has
+            any.
+        latent: cut the model at the end of its frozen prefix: devices compute the prefix once an
+            example, train on its output and may keep it for replay.
+        distillation: let the train graph take a teacher's outputs beside the labels.
         optimizer: part of the training graph; see ``rootlet_runtime.optimizers``.
         hyperparameters: the optimiser's, by name; what is left out has its default.
         max_gradient_norm: a batch's gradient is scaled down to this norm; None leaves it.
@@ -217,6 +246,10 @@ class CompileConfig:
     attention: Attention = "skip"
     adapter: LoraConfig = field(default_factory=LoraConfig)
     base_dtype: BaseDtype = "int8"
+    mixed: MixedConfig = field(default_factory=MixedConfig)
+    backward: Backward = "float32"
+    latent: bool = False
+    distillation: bool = False
     optimizer: OptimizerName = "sgd"
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     max_gradient_norm: float | None = None
@@ -249,6 +282,7 @@ class CompileConfig:
                 f"feedback_rank={self.feedback_rank!r} must be a whole number of at least 1."
             )
         _one_of("base_dtype", self.base_dtype, BaseDtype)
+        _one_of("backward", self.backward, Backward)
         _one_of("optimizer", self.optimizer, OptimizerName)
         try:
             resolve_hyperparameters(self.optimizer, self.hyperparameters)

@@ -12,6 +12,7 @@ import torch
 
 from rootlet_server.compiler import conv_int8, int4, int8
 from rootlet_server.compiler.errors import ExportError
+from rootlet_server.compiler.fuse import fuse_updates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +62,7 @@ def to_onnx(captured: Captured) -> onnx.ModelProto:
     model = exported.model_proto
     _strip(model)
     int4.write_int4(model)
+    fuse_updates(model)
     _check(model, captured)
     return model
 

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rootlet_runtime.engines.onnx import AS_WRITTEN
 from rootlet_server.compiler import Built, CompileConfig, LoraConfig, build
 from rootlet_server.compiler.adapters import in_int8 as a_in_int8
 from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.capture import capture
+from rootlet_server.compiler.conv_ranges import conv_ranges
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
 from rootlet_server.compiler.rules import RULES, Batch, Credit
 
@@ -351,6 +353,8 @@ class Engine:
         options.log_severity_level = 3
         if self.block:
             options.add_external_initializers_from_files_in_memory(
+        for key, value in AS_WRITTEN.items():
+            options.add_session_config_entry(key, value)
                 ["base.bin"], [self.block], [len(self.block)]
             )
         self.session = onnxruntime.InferenceSession(
@@ -369,13 +373,15 @@ def _traced(name: str, **options: Any) -> Built:
     return build(case.model, case.x, small_config(**options))
 
 
-def in_int8(built: Built) -> Built:
+def in_int8(built: Built, x: Tensor) -> Built:
     """The same build on an int8 base, as ``build`` makes it (a test compares them)."""
     learner = built.step.learner
     own = {learner.head.weight, learner.head.bias}
     added = {k: v for k, v in built.frozen.items() if "feedback" in k}
     added |= a_in_int8({k: v for k, v in built.frozen.items() if "lora_A" in k})
-    return replace(built, frozen=freeze(learner.program, "int8", without=own) | added)
+    ranges = conv_ranges(learner.program, x)
+    base = freeze(learner.program, "int8", without=own, ranges=ranges)
+    return replace(built, frozen=base | added)
 
 
 @dataclass(frozen=True)
@@ -405,9 +411,9 @@ class Lab:
             options.setdefault("block_size", 2)
         elif rule not in {"backprop", "dfa"}:  # these two read the same tensors
             options["rule"] = rule
-        built = (
-            in_int8(_traced(name, **options)) if base_dtype == "int8" else _traced(name, **options)
-        )
+        built = _traced(name, **options)
+        if base_dtype == "int8":
+            built = in_int8(built, make_case(name).x)
         return replace(built, step=replace(built.step, rule=rule, optimizer=optimizer))
 
 

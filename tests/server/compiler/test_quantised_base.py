@@ -53,7 +53,7 @@ def test_an_int8_convolution_is_near_the_float_one_and_passes_gradients_straight
     weight, bias = torch.randn(24, 16, 3, 3).double() / 12, torch.randn(24).double()
     x = torch.randn(4, 16, 9, 9).double().requires_grad_()
     expected = torch.nn.functional.conv2d(x, weight, bias, *geometry)
-    inputs, outputs = ((float(t.min()), float(t.max())) for t in (x, expected))
+    inputs, outputs = ((t.min().item(), t.max().item()) for t in (x, expected))
     stored = conv_tensors(weight, bias, inputs, outputs)
     found = static_int8_conv(stored, "w", x, geometry)
     # Of normal values within 4.2 deviations, a step is 1.1 * 8.4 / 255 and off by its root twelfth,
@@ -200,11 +200,14 @@ def test_int4_weights_are_fused_by_the_engine_and_agree_exactly(lab, wide, tmp_p
 
 
 def test_int8_both_ways_has_a_product_for_each_way(lab, tmp_path):
-    case = lab.case("mlp")
-    built = lab.stirred(lab.build(case, base_dtype="int8", rule="backprop", backward="int8"))
-    engine, error = agree(lab, case, built)
-    assert error < 1e-5
-    assert optimised(engine, tmp_path)["MatMulInteger"] == 3  # the first layer needs no way back
+    case, products = lab.case("mlp"), {}
+    for backward in ("float32", "int8"):
+        settings = {"base_dtype": "int8", "rule": "backprop", "backward": backward}
+        built = lab.stirred(lab.build(case, **settings))
+        engine, error = agree(lab, case, built)
+        assert error < 1e-5
+        products[backward] = optimised(engine, tmp_path)["MatMulInteger"]
+    assert products["int8"] == products["float32"] + 1  # the first of two layers needs no way back
 
 
 def test_mixed_precision_takes_the_smallest_within_tolerance_and_then_fits_a_budget():
