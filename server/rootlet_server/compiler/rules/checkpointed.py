@@ -170,7 +170,7 @@ def checkpointed(
 ) -> Factored:
     """The same gradients example by example, from the error at every site's output."""
     passes = _Passes(learner, frozen, batch, weights_N)
-    zeros = learner.zeros_at_sites(len(batch.x))
+    zeros = learner.zeros_at_sites(batch.x.shape[0])
 
     def at(segment: Segment) -> dict[str, Tensor]:
         return {site.node: zeros[site.node] for site in segment.sites}

@@ -111,7 +111,7 @@ def exact_credit(  # noqa: PLR0917 (a rule's arguments and one more)
                 values[f"h {node}"] = tap.inputs
         return total, values
 
-    zeros = learner.zeros_at_sites(len(batch.x))
+    zeros = learner.zeros_at_sites(batch.x.shape[0])
     errors, values = torch.func.grad(objective, has_aux=True)(zeros)
     error_NK = values["error"] * weights_N.unsqueeze(1)
     outers = head_outers(learner.head, adapter, error_NK, values["features"])
