@@ -77,7 +77,7 @@ def _dfa(name: str, words: str, *, study: bool = False, **settings: Any) -> Arm:
     return Arm(name=name, words=f"DFA, {words}", settings={"rule": "dfa", **settings}, study=study)
 
 
-def _backprop(name: str, words: str, kind: AdapterKind, **settings: Any) -> Arm:
+def _backprop(name: str, words: str, kind: AdapterKind = "calibrated", **settings: Any) -> Arm:
     settings = {"rule": "backprop", **settings}
     return Arm(name=name, words=f"backprop, {words}", settings=settings, kind=kind)
 
@@ -87,17 +87,25 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm(name="head", words="head only", settings={"rule": "head_only"}, rate_factor=10),
-        _backprop("bp", "calibrated A", "calibrated"),
+        _backprop("bp", "calibrated A"),
         _dfa("dfa", "calibrated, calibrated A"),
         _backprop("bp-lora", "LoRA (A and B)", "lora"),
         _dfa("dfa-features", "calibrated through the features", feedback="calibrated_features"),
+        _dfa("dfa-blocks", "through the features, blocks of two",
+             feedback="calibrated_features", block_size=2),
         Arm(name="dfa-lora", words="DFA, calibrated, LoRA (A and B)", settings={"rule": "dfa"},
             kind="lora"),
-        _backprop("bp-float32", "calibrated A, float32 base", "calibrated", base_dtype="float32"),
+        _backprop("bp-float32", "calibrated A, float32 base", base_dtype="float32"),
         _dfa("dfa-float32", "calibrated, calibrated A, float32 base", base_dtype="float32"),
+        Arm(name="bp-frozen-a", words="backprop, random frozen A", kind="lora_frozen_a",
+            settings={"rule": "backprop"}, study=True),
         _dfa("dfa-random", "random", study=True, feedback="random"),
         _dfa("dfa-sign", "sign-concordant", study=True, feedback="sign"),
         _dfa("dfa-broadcast", "broadcast", study=True, feedback="broadcast"),
         _dfa("dfa-drtp", "targets (DRTP)", study=True, feedback="drtp"),
+        Arm(name="local-losses", words="local losses", settings={"rule": "local_losses"},
+            study=True),
+        Arm(name="zeroth-order", words="zeroth order (MeZO)", settings={"rule": "zeroth_order"},
+            study=True),
     )
 }  # fmt: skip

@@ -116,18 +116,21 @@ def seeds_of(task: Task, arm: str, asked: int | None) -> int:
 def first_cells(tasks: list[str], arms: list[str], seeds: int | None) -> list[Cell]:
     """The cells that try every rate: all seeds of stacked tasks, one of the others.
 
+    Seed by seed, so that a run that is cut short has compared all rows on what it has.
+
     Args:
         tasks: names.
         arms: names; the table's most important rows come first.
         seeds: fewer or more than each task's own number.
     """
-    return [
+    cells = [
         Cell(task=name, arm=arm, seed=seed, rates=ARMS[arm].rates(task.rates), epochs=task.epochs)
         for arm in arms
         for name in tasks
         for task in [TASKS[name]]
         for seed in range(seeds_of(task, arm, seeds) if task.stacked else 1)
     ]
+    return sorted(cells, key=lambda cell: cell.seed)
 
 
 def further_cells(tuned: Cell, record: dict[str, Any], seeds: int | None) -> list[Cell]:

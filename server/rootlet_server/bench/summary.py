@@ -24,7 +24,7 @@ CONTROL, FLOOR, RIVAL, DEFAULT = "bp", "head", "bp-lora", "dfa"
 TIE = 2.0
 SMALLEST_SE = 1e-6
 # Cheaper first: what a tie is broken by. Backprop reads every frozen weight twice.
-BY_COST = ("head", "dfa", "dfa-features", "bp", "bp-lora")
+BY_COST = ("head", "dfa", "dfa-features", "dfa-blocks", "bp", "bp-lora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,8 +52,8 @@ def scoreboard(records: Records, machine: str) -> str:
         "## Verdicts\n",
         verdicts(tables),
         "## Default rule by architecture\n",
-        "The cheapest row (head only, DFA, DFA through the features, backprop) that is not "
-        "certainly behind the best.\n",
+        "The cheapest row (head only, DFA, DFA through the features, in blocks, backprop) that is "
+        "not certainly behind the best.\n",
         defaults(tables),
         "## Accuracy\n",
         *(f"### {task}\n\n{accuracy_table(table)}" for task, table in tables.items()),
