@@ -306,5 +306,10 @@ class CompileConfig:
                 f"litert_batches={sizes!r} must be growing whole numbers from 1 to max_batch="
                 f"{self.max_batch}, such as (1, 16)."
             )
+        if self.privacy is not None and self.rule == "zeroth_order":
+            raise CompileError(
+                "rule='zeroth_order' makes no private steps: its direction is no secret and is "
+                "not released apart. Choose another rule, or privacy=None."
+            )
         if self.expires_in_days is not None:
             _positive("expires_in_days", self.expires_in_days, "None never expires.")

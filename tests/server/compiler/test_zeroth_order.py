@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rootlet_server.compiler import CompileError
+from rootlet_server.compiler.config import PrivacyConfig
+from rootlet_server.compiler.rules import RULES, Batch
 from rootlet_server.compiler.rules.zeroth_order import PRIME, _permuted, signs
 
 
@@ -59,8 +62,6 @@ def test_the_mixing_step_is_a_permutation_that_stays_within_64_bits():
 
 
 def test_without_a_step_number_is_an_error(lab):
-    from rootlet_server.compiler.rules import RULES, Batch
-
     case, built = lab.case("mlp"), lab.built("mlp")
     with pytest.raises(ValueError, match="counted from 1"):
         RULES["zeroth_order"].credit(
@@ -96,3 +97,8 @@ def test_the_graph_in_the_devices_engine_is_the_step(lab, name):
             assert torch.equal(moved.sign(), ours.sign()), key
             # Two losses of about 2 in float32, 1e-7 apart, are divided by 2e-3.
             assert float((moved - ours).abs().max()) < 0.1 * 1e-3, key
+
+
+def test_private_steps_are_refused(lab):
+    with pytest.raises(CompileError, match="private"):
+        lab.config(rule="zeroth_order", privacy=PrivacyConfig())
