@@ -179,9 +179,10 @@ class Bundle:
 
     def _check_graphs(self) -> None:
         base_bytes = len(self.entry(BASE_FILE))
-        inputs = self.manifest.inputs
         for role, spec in self.manifest.graphs.items():
-            self.summaries[role] = check_graph(self.entry(spec.file), spec, inputs, base_bytes)
+            self.summaries[role] = check_graph(
+                self.entry(spec.file), spec, self.manifest.inputs_of(role), base_bytes
+            )
         if self.manifest.litert is not None:
             check_model(self.entry(self.manifest.litert.file), self.manifest)
 

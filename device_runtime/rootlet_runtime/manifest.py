@@ -19,7 +19,7 @@ from rootlet_runtime.schedule import RateSchedule
 
 SCHEMA = 1
 ROLES = ("train", "evaluate", "predict")
-OPTIONAL_ROLES = ("grads",)
+OPTIONAL_ROLES = ("grads", "encode")
 BASE_FILE = "base.bin"
 ADAPTER_FILE = "adapter.safetensors"
 LITERT_FILE = "model.tflite"
@@ -27,6 +27,7 @@ CONTENT_FILES = (*(f"{role}.onnx" for role in ROLES), ADAPTER_FILE, BASE_FILE)
 SUMS = ("loss_sum", "metric_sum", "weight_sum")
 INPUT_DTYPES = ("float32", "int64", "uint8")
 
+_TEACHER = {"teacher", "teacher_weight"}
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
 _HEX_32 = re.compile(r"[0-9a-f]{64}")
@@ -142,6 +143,7 @@ class Manifest:
     max_batch: int
     x: TensorSpec
     y: TensorSpec
+    latent: TensorSpec | None = None
     num_outputs: int
     labels: tuple[str, ...] | None = None
     adapter: tuple[TensorSpec, ...]
@@ -211,7 +213,26 @@ class Manifest:
             name: TensorSpec(name=name, dtype="float32", shape=())
             for name in ("learning_rate", "max_grad_norm", "step")
         }
-        return {"x": self.x, "y": self.y, "w": weights} | scalars | named
+        teacher = {
+            "teacher": TensorSpec(name="teacher", dtype="float32", shape=(None, self.num_outputs)),
+            "teacher_weight": TensorSpec(name="teacher_weight", dtype="float32", shape=(None,)),
+        }
+        return {"x": self.x, "y": self.y, "w": weights} | teacher | scalars | named
+
+    def inputs_of(self, role: str) -> Mapping[str, TensorSpec]:
+        """The same for one graph: where there is a latent, all that train and measure take it."""
+        whole = role in ("predict", "encode")
+        return {**self.inputs, "x": self.x if whole else self.learns_from}
+
+    @property
+    def learns_from(self) -> TensorSpec:
+        """What the train graph takes as ``x``: the latent, or the input itself."""
+        return self.x if self.latent is None else self.latent
+
+    @property
+    def distils(self) -> bool:
+        """Whether the train graph takes a teacher's outputs beside the labels."""
+        return "teacher" in self.graphs["train"].inputs
 
     def _check_identity(self) -> None:
         _match(_SLUG, "name", self.name)
@@ -256,6 +277,13 @@ class Manifest:
         _one_of("x.dtype", self.x.dtype, INPUT_DTYPES)
         if not self.x.shape or self.x.shape[0] is not None or None in self.x.shape[1:]:
             raise ManifestError(f"x.shape {self.x.shape}: only the first dimension is open")
+        latent = self.latent
+        if latent is not None and (
+            latent.dtype != "float32" or latent.shape[:1] != (None,) or None in latent.shape[1:]
+        ):
+            raise ManifestError(
+                f"latent: must be float32, its first dimension alone open: {latent}"
+            )
         classes = self.task == "classification"
         expected = ("int64", (None,)) if classes else ("float32", (None, self.num_outputs))
         if (self.y.dtype, self.y.shape) != expected:
@@ -284,6 +312,8 @@ class Manifest:
                 raise ManifestError(f"graphs.{role}.file is {graph.file!r}, not '{role}.onnx'")
             inputs, outputs = self._contract(role)
             found = set(_unique(f"graphs.{role}.inputs", graph.inputs))
+            if role == "train" and found & _TEACHER:
+                inputs = inputs | _TEACHER
             _same_names(f"graphs.{role}.inputs", found - {"step"}, inputs)
             if "step" in found and role != "train":
                 raise ManifestError(f"graphs.{role}.inputs: 'step' belongs to the train graph only")
@@ -293,6 +323,10 @@ class Manifest:
                 outputs,
             )
 
+        if (self.latent is None) != ("encode" not in self.graphs):
+            raise ManifestError("latent: declared together with an encode graph, or not at all")
+        if self.litert is not None and (self.latent is not None or self.distils):
+            raise ManifestError("litert: its model takes neither a latent nor a teacher")
         for batch in () if self.litert is None else self.litert.batches:
             _bounded("litert.batches", batch, 1, self.max_batch)
 
@@ -301,6 +335,8 @@ class Manifest:
         state = {f"optimizer/{spec.name}" for spec in self.optimizer_state}
         if role == "predict":
             return {"x"} | adapter, {"output"}
+        if role == "encode":
+            return {"x"}, {"latent"}
         if role == "evaluate":
             return {"x", "y", "w"} | adapter, set(SUMS)
         if role == "grads":

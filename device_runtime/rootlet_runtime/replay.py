@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rootlet_runtime.array_files import OVERHEAD_BYTES, AnyArrays, ArrayFiles
 from rootlet_runtime.errors import CheckpointError, DataError
-from rootlet_runtime.manifest import Manifest, TensorSpec
+from rootlet_runtime.manifest import BASE_FILE, Manifest, TensorSpec
 from rootlet_runtime.reservoir import BalancedReservoir, Sampler, Selection, UniformReservoir
 from rootlet_runtime.row_codec import AnyArray, RowCodec, Storage
 
@@ -65,20 +65,20 @@ class ReplayBuffer:
 
     def __init__(self, manifest: Manifest, settings: ReplaySettings) -> None:
         self.settings = settings
-        self.x_spec: TensorSpec = manifest.x
+        self.x_spec: TensorSpec = manifest.learns_from
         self._y_spec = manifest.y
+        self._encoder = _encoder(manifest)
         self._classes = manifest.num_outputs if manifest.task == "classification" else 0
         self._x_codec = RowCodec(self.x_spec, settings.storage)
         self._y_codec = RowCodec(self._y_spec)
         if settings.selection == "class_balanced" and not self._classes:
             raise DataError("class_balanced: a regression has no classes; use selection='uniform'")
-        counters = 9 * self._classes if settings.selection == "class_balanced" else 0
-        row_bytes = self._x_codec.row_bytes + self._y_codec.row_bytes + USES_BYTES
-        self.capacity = (settings.quota_bytes - OVERHEAD_BYTES - counters) // row_bytes
+        needed, row_bytes = (quota_bytes(manifest, settings, n) for n in (1, 2))
+        row_bytes -= needed
+        self.capacity = 1 + (settings.quota_bytes - needed) // row_bytes
         if self.capacity < 1:
             raise DataError(
-                f"quota_bytes {settings.quota_bytes}: holds no example; one needs "
-                f"{OVERHEAD_BYTES + counters + row_bytes} bytes"
+                f"quota_bytes {settings.quota_bytes}: holds no example; one needs {needed} bytes"
             )
         self.clear()
 
@@ -213,7 +213,24 @@ class ReplayBuffer:
             "quota_bytes": settings.quota_bytes,
             "x": [self.x_spec.dtype, *self.x_spec.shape[1:]],
             "y": [self._y_spec.dtype, *self._y_spec.shape[1:]],
+            "encoder": self._encoder,
         }
+
+
+def _encoder(manifest: Manifest) -> str:
+    """Which network made the latents: another one's mean nothing. Empty for inputs."""
+    if manifest.latent is None:
+        return ""
+    files = (manifest.graphs["encode"].file, BASE_FILE)
+    return " ".join(manifest.files[name].sha256 for name in files)
+
+
+def quota_bytes(manifest: Manifest, settings: ReplaySettings, examples: int) -> int:
+    """The quota that holds so many examples, with these settings but for their own quota."""
+    counters = 9 * manifest.num_outputs if settings.selection == "class_balanced" else 0
+    row_bytes = RowCodec(manifest.learns_from, settings.storage).row_bytes
+    row_bytes += RowCodec(manifest.y).row_bytes + USES_BYTES
+    return OVERHEAD_BYTES + counters + examples * row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

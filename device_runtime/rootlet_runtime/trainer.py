@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet_runtime import batches, examples
-from rootlet_runtime.batches import AnyArray, Batch
+from rootlet_runtime.batches import AnyArray, Batch, Teacher
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.checkpoint import (
     Checkpoint,
@@ -20,7 +20,7 @@ from rootlet_runtime.checkpoint import (
 )
 from rootlet_runtime.engines import Engine, open_engine
 from rootlet_runtime.errors import CheckpointError, DataError
-from rootlet_runtime.ewc import ElasticWeights
+from rootlet_runtime.ewc import ElasticWeights, diagonal_fisher
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
 from rootlet_runtime.meter import Meter
@@ -33,6 +33,7 @@ from rootlet_runtime.tensors import Arrays, check_arrays, zeros
 
 DEFAULT_BATCH_SIZE = 64
 TRAINER_STEM = "trainer"
+UNCLIPPED = 1e6  # a bound on gradients that is none
 DEFAULT_GUARD = GuardConfig()
 
 
@@ -86,6 +87,7 @@ class Trainer:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 50,
         replay: Replay | None = None,
+        distillation: float = 0.0,
         elastic: ElasticWeights | None = None,
         schedule: RateSchedule | None = None,
         held_out: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
@@ -120,6 +122,9 @@ class Trainer:
             replay: mixes examples of a buffer into every batch; when the ``fit`` ends, each is
                 charged in the buffer with the times that it was used. A stopped ``fit`` charges
                 nothing: the call that takes it up and ends it charges all.
+            distillation: weight in [0, 1) of the outputs that the adapter gives before this call,
+                as soft targets beside ``y`` (Li & Hoiem 2017, at temperature 1); replayed examples
+                have their labels alone. The bundle must take a teacher.
             elastic: pulls the adapter towards an earlier one after each step.
             schedule: of the learning rate; None for the bundle's.
             held_out: examples and labels that are not trained on, for the guard to measure.
@@ -137,11 +142,19 @@ class Trainer:
         size = examples.check_batch_size(batch_size, manifest)
         if checkpoint_every < 1:
             raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
+        teacher = self._teacher(checked_x, distillation)
+        checked_x = self._latents(checked_x)
         replayed = 0 if replay is None else len(replay.buffer)
         if replay is not None and replayed:
             replayed_x, replayed_y = replay.buffer.examples()
             checked_x = np.concatenate([checked_x, replayed_x])
             checked_y = np.concatenate([checked_y, replayed_y])
+            if teacher is not None:
+                alone = np.zeros((replayed, manifest.num_outputs), np.float32)
+                teacher = (
+                    np.concatenate([teacher[0], alone]),
+                    np.concatenate([teacher[1], np.zeros(replayed, np.float32)]),
+                )
         size = min(size, len(checked_x))
         run = FitRun(
             bundle=self.bundle,
@@ -157,10 +170,11 @@ class Trainer:
             checkpoint_every=checkpoint_every,
             replayed=replayed,
             replay_per_batch=replay.rows_per_batch(size) if replay is not None and replayed else 0,
+            teacher=teacher,
             elastic=elastic,
             schedule=schedule or manifest.training.schedule,
             guard=guard,
-            held_out=None if held_out is None else examples.check_examples(*held_out, manifest),
+            held_out=None if held_out is None else self._measured(*held_out),
             meter=self._meter,
             energy_limit_j=energy_limit_j,
         )
@@ -184,7 +198,38 @@ class Trainer:
             DataError: the examples cannot be used; the buffer is as it was.
         """
         checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
-        buffer.add(checked_x, checked_y, rng, uses=uses)
+        buffer.add(self._latents(checked_x), checked_y, rng, uses=uses)
+
+    def fisher(
+        self, x: npt.ArrayLike, rng: np.random.Generator, y: npt.ArrayLike | None = None
+    ) -> Arrays:
+        """The diagonal Fisher information of the adapter; one run of ``grads`` an example.
+
+        ``F = mean_n g_n^2`` with g_n the rule's gradient of example n's loss. The label is drawn
+        from the adapter's own outputs (Kirkpatrick et al. 2017), or is ``y``: the empirical Fisher,
+        and the only one for a regression.
+
+        Raises:
+            DataError: the examples cannot be used, or the bundle has no grads graph.
+        """
+        manifest = self.bundle.manifest
+        if "grads" not in manifest.graphs:
+            raise DataError(
+                "the bundle has no grads graph, which Fisher information needs; compile it with "
+                "CompileConfig(privacy=PrivacyConfig())"
+            )
+        if y is None:
+            if manifest.task != "classification":
+                raise DataError("y: a regression has no labels to draw; give its targets")
+            cumulative = np.cumsum(self.predict(x), axis=1, dtype=np.float64)
+            drawn = rng.random((len(cumulative), 1)) * cumulative[:, -1:]
+            y = (cumulative < drawn).sum(axis=1).astype(np.int64)
+        checked_x, checked_y = examples.check_examples(x, y, manifest)
+        latents = self._latents(checked_x)
+        return diagonal_fisher(
+            self._gradient(latents[row : row + 1], checked_y[row : row + 1])
+            for row in range(len(latents))
+        )
 
     def fit_private(
         self,
@@ -234,7 +279,7 @@ class Trainer:
         run = PrivateRun(
             bundle=self.bundle,
             engine=self._engine,
-            x=checked_x,
+            x=self._latents(checked_x),
             y=checked_y,
             privacy=privacy,
             epochs=examples.check_epochs(epochs),
@@ -259,7 +304,8 @@ class Trainer:
         size = self._batch_size(batch_size, len(checked_x))
         sums = np.zeros(3)
         for rows in batches.in_order(len(checked_x), size):
-            sums += self._engine.evaluate(batches.gather(checked_x, checked_y, rows, size))
+            batch = batches.gather(checked_x, checked_y, rows, size)
+            sums += self._engine.evaluate(replace(batch, x=self._encoded(batch.x)))
         loss, metric, weight = (float(total) for total in sums)
         return EvaluateResult(loss=loss / weight, metric=metric / weight, examples=len(checked_x))
 
@@ -327,6 +373,46 @@ class Trainer:
         """Frees the graphs' memory; the adapter stays, and the next call loads them again."""
         self._engine.release()
 
+    def _encoded(self, x: AnyArray) -> AnyArray:
+        return x if self.bundle.manifest.latent is None else self._engine.encode(x)
+
+    def _latents(self, x: AnyArray) -> AnyArray:
+        """What the train graph takes for these examples; each is computed once."""
+        if self.bundle.manifest.latent is None:
+            return x
+        size = self._batch_size(None, len(x))
+        parts = [
+            self._encoded(x[batches.pad_rows(rows, size)])[: len(rows)]
+            for rows in batches.in_order(len(x), size)
+        ]
+        return np.concatenate(parts)
+
+    def _measured(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[AnyArray, AnyArray]:
+        checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
+        return self._latents(checked_x), checked_y
+
+    def _teacher(self, x: AnyArray, distillation: float) -> Teacher | None:
+        """The present adapter's outputs; zeros of weight 0 where nothing is distilled."""
+        manifest = self.bundle.manifest
+        if not 0 <= distillation < 1:
+            raise DataError(f"distillation {distillation}: must be at least 0 and below 1")
+        if not manifest.distils:
+            if distillation:
+                raise DataError(
+                    "distillation: the bundle's train graph takes no teacher; compile it with "
+                    "CompileConfig(distillation=True)"
+                )
+            return None
+        weight = np.full(len(x), distillation, np.float32)
+        if distillation:
+            return self.predict(x), weight
+        return np.zeros((len(x), manifest.num_outputs), np.float32), weight
+
+    def _gradient(self, x: AnyArray, y: AnyArray) -> Arrays:
+        batch = Batch(x, y, np.ones(1, np.float32), 1)
+        found = self._engine.gradients(batch, UNCLIPPED)
+        return {spec.name: found[f"grads/{spec.name}"] for spec in self.bundle.manifest.adapter}
+
     def _batch_size(self, asked: int | None, available: int) -> int:
         limit = self.bundle.manifest.max_batch
         size = min(DEFAULT_BATCH_SIZE, limit) if asked is None else asked
@@ -359,6 +445,10 @@ class _Locked:
     def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
         with self._lock:
             return self._engine.gradients(batch, max_grad_norm)
+
+    def encode(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        with self._lock:
+            return self._engine.encode(x)
 
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         with self._lock:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rootlet import background
 from rootlet.conditions import DeviceConditions, read_conditions
+from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.errors import ConfigError, StateError
 from rootlet.fleet.connection import FleetConnection
@@ -104,13 +105,16 @@ class DeviceClient:
                 self._state.examples, manifest.x, manifest.y, capacity=capacity
             )
             folder = self._state.adapter(bundle.manifest_sha256)
-            self._learner = Learner(bundle, folder, train.num_threads)
+            self._data: DataSource = self._store if data is None else data
+            self._continual = Continual(
+                train.continual, manifest, self._state.replay, self._data.holdout
+            )
+            self._learner = Learner(bundle, folder, train.num_threads, self._continual)
             self._state.remove_other_adapters(bundle.manifest_sha256)
         except BaseException:
             self._state.close()
             raise
         self._observes = data is None
-        self._data: DataSource = self._store if data is None else data
         self._gate = Gate(
             policy,
             conditions,
@@ -167,8 +171,12 @@ class DeviceClient:
         return self._learner.predict(array)
 
     def erase(self) -> None:
-        """Removes every observed example from the device; what was learnt from them stays."""
+        """Removes every observed and replayed example from the device; what was learnt stays.
+
+        A training under way is waited for: it holds examples.
+        """
         self._store.erase()
+        self._learner.erase_replay()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -305,6 +313,8 @@ class DeviceClient:
             rounds_today=self._gate.rounds_today(),
             decision=membership.decision if membership else None,
             last_error=self._last_error,
+            refused=self._refused(),
+            remembered=self._continual.remembered,
             energy_today=self._gate.energy.today(),
             bytes_up=membership.traffic.up if membership else 0,
             bytes_down=membership.traffic.down if membership else 0,
@@ -349,6 +359,10 @@ class DeviceClient:
 
     def _allowance(self) -> Allowance:
         return Allowance(limit_j=self._budget.joules_per_round, account=self._gate.energy)
+
+    def _refused(self) -> str:
+        verdict = self._learner.verdict
+        return "" if verdict is None or verdict.accepted else verdict.reason
 
     def _check_open(self) -> None:
         if self._closing.is_set():

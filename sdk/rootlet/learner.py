@@ -3,17 +3,20 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.fit import FitProgress, FitResult, Progress
 from rootlet_runtime.manifest import TrainingDefaults
+from rootlet_runtime.quality_gate import Verdict
 from rootlet_runtime.trainer import Trainer
 
 CHECKPOINTS_PER_FIT = 10
@@ -32,9 +35,17 @@ class Learner:
         bundle: What to train.
         folder: Where the finished adapter and an unfinished training are kept.
         num_threads: Processor threads of one training.
+        continual: What it replays, and the gate that an adapter must pass.
+
+    Attributes:
+        verdict: The gate's last; None where there was nothing to judge, or nothing to judge by.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, num_threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, num_threads: int, continual: Continual
+    ) -> None:
+        self.verdict: Verdict | None = None
+        self._continual = continual
         self.trainer = Trainer(bundle, num_threads=num_threads)
         self.busy = threading.Lock()
         self._folder = folder
@@ -61,13 +72,13 @@ class Learner:
 
         If it is stopped or fails, the adapter is the one from before, and the steps taken are kept
         in the folder: a later call with the same arguments goes on from there. The guard measures
-        ``held_out``; what is spent is charged to the ``allowance``.
+        ``held_out``; what is spent is charged to the ``allowance``. If the gate refuses the trained
+        adapter, the one from before is back, and the result's ``verdict`` says why.
 
         Raises:
             TrainingError: The loss left the finite numbers.
             DataError: The examples cannot be used.
         """
-
         allowance = allowance or Allowance()
         allowance.begin()
 
@@ -93,6 +104,8 @@ class Learner:
                     energy_limit_j=allowance.limit_j,
                     checkpoint_dir=self._folder,
                     checkpoint_every=max(MIN_STEPS_PER_CHECKPOINT, steps // CHECKPOINTS_PER_FIT),
+                    replay=self._continual.replay,
+                    distillation=self._continual.distillation,
                 )
             except BaseException:
                 self.roll_back()
@@ -100,9 +113,9 @@ class Learner:
             allowance.charge(result.energy, final=True)
             if result.stopped:
                 self.roll_back()
-            else:
-                self.finish()
-        return result
+                return result
+            self._continual.learnt(self.trainer, examples, settings.epochs)
+            return replace(result, verdict=self.finish())
 
     def participant(
         self, data: DataSource, limits: RoundLimits, allowance: Allowance | None = None
@@ -114,12 +127,30 @@ class Learner:
             limits=limits,
             checkpoint_dir=self._folder / "round",
             allowance=allowance,
+            continual=self._continual,
         )
 
-    def finish(self) -> None:
-        """Saves the trainer's adapter and lets ``predict`` use it; the caller holds ``busy``."""
-        self.trainer.save(self._folder)
-        self._publish()
+    def finish(self) -> Verdict | None:
+        """Saves the trainer's adapter and lets ``predict`` use it; the caller holds ``busy``.
+
+        If the gate refuses it, the trainer gets the last finished adapter again.
+
+        Returns:
+            What the gate said; None where it had nothing to judge by.
+        """
+        self.verdict = self._continual.judge(self.predict, self.trainer.predict)
+        if self.verdict is not None and not self.verdict.accepted:
+            _log.warning("an update was refused and rolled back: %s", self.verdict.reason)
+            self.roll_back()
+        else:
+            self.trainer.save(self._folder)
+            self._publish()
+        return self.verdict
+
+    def erase_replay(self) -> None:
+        """Removes every replayed example; waits for a training under way."""
+        with self.busy:
+            self._continual.erase()
 
     def roll_back(self) -> None:
         """Gives the trainer its last finished adapter again; the caller holds ``busy``."""

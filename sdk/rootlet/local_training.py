@@ -10,7 +10,7 @@ from rootlet.errors import NotNowError, StateError
 from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.participant import DataSource
-from rootlet.status import DeviceEvent, rolled_back
+from rootlet.status import DeviceEvent, kept, rolled_back
 from rootlet_runtime.fit import FitResult, Progress
 from rootlet_runtime.manifest import TrainingDefaults
 
@@ -91,6 +91,8 @@ class LocalTraining:
         )
         if result.rolled_back:
             self.tell(rolled_back(result))
+        if result.verdict is not None and not result.verdict.accepted:
+            self.tell(kept(result.verdict))
         return result
 
     def _may_go_on(self) -> bool:

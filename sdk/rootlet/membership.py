@@ -18,7 +18,7 @@ from rootlet.gate import Gate
 from rootlet.learner import Learner
 from rootlet.participant import Participant
 from rootlet.policy import Decision
-from rootlet.status import DeviceEvent, DeviceState, rolled_back
+from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
 from rootlet_runtime.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -216,7 +216,9 @@ class Membership:
 
     def _keep_adapter(self) -> None:
         try:
-            self._means.learner.finish()
+            verdict = self._means.learner.finish()
+            if verdict is not None and not verdict.accepted:  # the server still gets the update
+                self._means.tell(kept(verdict))
         except CheckpointError as error:  # the server still gets the update
             self._means.learner.roll_back()
             self._means.tell(DeviceEvent(kind="failed", detail=str(error)))

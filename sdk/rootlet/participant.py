@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from rootlet import protocol
+from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
 from rootlet.fleet.envelope import Answer, FleetRequest
@@ -75,6 +76,7 @@ class Participant:
         limits: Bounds on what a server may ask for.
         rng: Draws the order of the examples; by default seeded by the operating system.
         checkpoint_dir: Where an interrupted training goes on from; None to start it anew.
+        continual: What is replayed and distilled; None for nothing.
         allowance: What a round may spend, and the account that it is charged to.
 
     Attributes:
@@ -90,6 +92,7 @@ class Participant:
         rng: np.random.Generator | None = None,
         checkpoint_dir: Path | None = None,
         allowance: Allowance | None = None,
+        continual: Continual | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
         self._allowance = allowance or Allowance()
@@ -98,6 +101,7 @@ class Participant:
         self._limits = limits
         self._rng = rng or np.random.default_rng()
         self._checkpoint_dir = checkpoint_dir
+        self._continual = continual
         classes = trainer.bundle.manifest.task == "classification"
         self._metric = protocol.METRICS[0 if classes else 1]
 
@@ -161,6 +165,8 @@ class Participant:
             rng=self._rng,
             progress=watch,
             checkpoint_dir=self._checkpoint_dir,
+            replay=None if self._continual is None else self._continual.replay,
+            distillation=0.0 if self._continual is None else self._continual.distillation,
             schedule=ROUND,
             held_out=None if measured_x is x else (measured_x, measured_y),
             energy_limit_j=allowance.limit_j,
@@ -173,6 +179,8 @@ class Participant:
             )
         if result.stopped:
             return None
+        if self._continual is not None:
+            self._continual.learnt(self._trainer, (x, y), asked.epochs)
         adapter = self._trainer.adapter
         reply = TrainReply(
             metric=self._metric,

@@ -8,6 +8,7 @@ energy.json     {"day": "2026-11-23", "joules": 1.5, "method": "estimated"}
 node.key        the node's private key, where it was generated here; node.key.pub beside it
 adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest
 examples/       what the app observed (`rootlet.store`)
+replay/         the replay buffer, where the device has one (`rootlet.continual`)
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
@@ -46,6 +47,7 @@ class StateDirectory:
         self.path = path
         self.examples = path / "examples"
         self.mailbox = path / "mailbox"
+        self.replay = path / "replay"
         self._lock = DirectoryLock(path)
 
     def __enter__(self) -> Self:

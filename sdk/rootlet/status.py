@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rootlet.energy import EnergySpent
 from rootlet.policy import Decision
 from rootlet_runtime.fit import FitResult
+from rootlet_runtime.quality_gate import Verdict
 
 NOTHING_SPENT = EnergySpent()
 
@@ -44,6 +45,8 @@ class DeviceStatus:
         decision: What the policy said last about taking part; None before it was asked.
         last_error: The last thing that went wrong; empty where nothing did.
         energy_today: What training has spent in the present local day, measured or estimated.
+        refused: Why the last finished update was not used; empty where it is.
+        remembered: Examples in the replay buffer.
         bytes_up: Bytes of bodies sent to the server since the device joined.
         bytes_down: Bytes of bodies received.
     """
@@ -54,6 +57,8 @@ class DeviceStatus:
     rounds_today: int
     decision: Decision | None
     last_error: str
+    refused: str = ""
+    remembered: int = 0
     bytes_up: int
     bytes_down: int
     energy_today: EnergySpent = NOTHING_SPENT
@@ -79,6 +84,11 @@ class DeviceEvent:
     message_type: str = ""
     round: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def kept(verdict: Verdict) -> DeviceEvent:
+    """What an app is told of an update that the gate refused."""
+    return DeviceEvent(kind="kept", detail=f"the adapter from before: {verdict.reason}")
 
 
 def rolled_back(fit: FitResult) -> DeviceEvent:

@@ -40,11 +40,13 @@ def test_an_update_that_is_surely_worse_is_refused() -> None:
     assert "rose from 0.0025 to 0.03" in verdict.reason
 
 
-def test_a_fall_beyond_the_margin_is_refused_whatever_the_number_of_examples() -> None:
-    verdict = GATE.judge(*flips(12, 2, 0))
+def test_a_fall_beyond_the_margin_needs_less_evidence() -> None:
+    verdict = GATE.judge(*flips(12, 3, 0))
     assert not verdict.accepted
     assert verdict.p_value > GATE.alpha
     assert "above the margin 0.1" in verdict.reason
+    assert GATE.judge(*flips(60, 3, 0)).accepted  # as much evidence, within the margin
+    assert GATE.judge(*flips(8, 1, 0)).accepted  # one example of eight says nothing
 
 
 def test_chance_is_refused_no_more_often_than_alpha() -> None:

@@ -41,6 +41,9 @@ class Engine(Protocol):
         Only where the bundle has that graph.
         """
 
+    def encode(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        """The latents [B, ...]. Only where the bundle has that graph."""
+
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         """The outputs [B, K]."""
 

@@ -89,7 +89,7 @@ class _TrainBinding:
     def __init__(self, session: Any, batch: Batch, slots: tuple[_Slot, _Slot]) -> None:
         self._session = session
         self.batch: dict[str, AnyArray] = {
-            name: np.empty_like(getattr(batch, name), order="C") for name in ("x", "y", "w")
+            name: np.empty_like(value, order="C") for name, value in batch.arrays.items()
         }
         self.scalars = {name: np.zeros((), np.float32) for name in ("learning_rate", "step")}
         self.results = {name: np.zeros((), np.float32) for name in ("loss", "metric")}
@@ -152,8 +152,9 @@ class OnnxEngine:
             )
         binding, current = self._binding, self._current
         steps = self._slots[current].steps + 1
+        fed = batch.arrays
         for name, array in binding.batch.items():
-            np.copyto(array, getattr(batch, name))
+            np.copyto(array, fed[name])
         binding.scalars["learning_rate"][...] = learning_rate
         binding.scalars["step"][...] = steps
         _guard("train", lambda: binding.run(current))
@@ -175,6 +176,11 @@ class OnnxEngine:
         feeds: dict[str, AnyArray] = {"x": batch.x, "y": batch.y, "w": batch.w}
         return self._run("grads", feeds | {"max_grad_norm": np.array(max_grad_norm, np.float32)})
 
+    def encode(self, x: AnyArray) -> npt.NDArray[np.float32]:
+        """The latents [B, ...]."""
+        latent: npt.NDArray[np.float32] = self._run("encode", {"x": x})["latent"]
+        return latent
+
     def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
         """The outputs [B, K]."""
         output: npt.NDArray[np.float32] = self._run("predict", {"x": x})["output"]
@@ -189,7 +195,8 @@ class OnnxEngine:
         session = self._session(role)
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
                   for name, array in feeds.items()}  # fmt: skip
-        values |= self._slots[self._current].adapter_values
+        if role != "encode":  # the one graph that no adapter changes
+            values |= self._slots[self._current].adapter_values
         outputs = self._bundle.manifest.graphs[role].outputs
         options = onnxruntime.RunOptions()
         if role != "grads":  # it runs once a step, like train
@@ -205,6 +212,8 @@ class OnnxEngine:
         expected: tuple[int | None, ...] = ()
         if name == "output":
             expected = (batch, self._bundle.manifest.num_outputs)
+        elif name == "latent":
+            expected = (batch, *self._bundle.manifest.learns_from.shape[1:])
         elif name.startswith("grads/"):
             expected = self._bundle.manifest.inputs[f"adapter/{name.removeprefix('grads/')}"].shape
         if array.shape != expected or array.dtype != np.float32:

@@ -26,11 +26,12 @@ from rootlet_server.compiler.errors import CalibrationError, CompileError
 from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
 from rootlet_server.compiler.jacobians import CHUNK, sparse_noise
+from rootlet_server.compiler.latent import cut
 from rootlet_server.compiler.learner import Learner
 from rootlet_server.compiler.local_heads import initial_local_heads
 from rootlet_server.compiler.rules import RULES
-from rootlet_server.compiler.sites import find_head, find_sites
 from rootlet_server.compiler.sensitivity import choose_precision
+from rootlet_server.compiler.sites import find_head, find_sites
 from rootlet_server.compiler.steps import Step
 from rootlet_server.compiler.trace import trace
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.config import CompileConfig, LayerDtype
     from rootlet_server.compiler.ranks import SiteRank
+    from rootlet_server.compiler.sensitivity import LayerPrecision
     from rootlet_server.compiler.trace import Program
 
 DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.uint8: "uint8"}
@@ -55,18 +57,18 @@ class Built:
         frozen: the base, the feedback and the frozen halves of the adapters.
         adapter: what learns, at its start.
         example: a few calibration examples.
+        precision: what was measured and chosen by layer, where the base is ``mixed``.
         ranks: what every adapted layer got.
         left_out: the Linear layers and convolutions without an adapter, and why.
-        precision: what was measured and chosen by layer, where the base is ``mixed``.
     """
 
     step: Step
     frozen: dict[str, Tensor]
     adapter: dict[str, Tensor]
     example: Tensor
+    precision: tuple[LayerPrecision, ...] = ()
     ranks: tuple[SiteRank, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
-    precision: tuple[LayerPrecision, ...] = ()
 
 
 def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
@@ -195,8 +197,17 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
             rank=config.feedback_rank,
             seed=config.seed,
         )
+    latent = cut(program, learner.sites, head) if config.latent else None
+    if config.latent and latent is None:
+        raise CompileError(
+            "latent=True: no frozen layer lies before the first adapter, "
+            f"{learner.sites[0].module if learner.sites else head.module}. Name later layers in "
+            "LoraConfig.target_modules, or leave latent out."
+        )
     step = Step(
         learner=learner,
+        latent=latent,
+        distils=config.distillation,
         rule=rule,
         optimizer=config.optimizer,
         hyperparameters=config.hyperparameters,
@@ -221,8 +232,8 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         frozen=base | a | feedback,
         adapter=adapter,
         example=example,
+        precision=precision,
         ranks=rank_table(sites, ranks, products, trains_a=lora.trains_a),
         left_out=left_out,
     )
     return choose_blocks(built, x, config) if config.block_size == "auto" else built
-        precision=precision,

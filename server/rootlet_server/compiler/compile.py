@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from rootlet_runtime.manifest import (
     ADAPTER_FILE,
     BASE_FILE,
@@ -108,6 +110,7 @@ def compile_bundle(
     built = build(model, calibration_x, config)
     captured, models = {}, {}
     roles = ROLES if config.privacy is None else (*ROLES, "grads")
+    roles = roles if built.step.latent is None else (*roles, "encode")
     for role in roles:
         say(f"exporting the {role} graph")
         captured[role] = capture(built.step, role, built.frozen, built.adapter, built.example)
@@ -146,6 +149,14 @@ def compile_bundle(
 
 def _adapter_kind(step: Step, config: CompileConfig) -> str:
     return config.adapter.kind if step.learner.sites else "head"
+
+
+def _latent(built: Built) -> TensorSpec | None:
+    if built.step.latent is None:
+        return None
+    with torch.no_grad():
+        shape = built.step.encode(built.frozen, built.example).shape
+    return TensorSpec(name="latent", dtype="float32", shape=(None, *shape[1:]))
 
 
 def _manifest(
@@ -189,6 +200,7 @@ def _manifest(
         y=TensorSpec(name="y", dtype="int64", shape=(None,))
         if classifies
         else TensorSpec(name="y", dtype="float32", shape=(None, outputs)),
+        latent=_latent(built),
         num_outputs=outputs,
         labels=config.labels,
         adapter=tuple(adapter),

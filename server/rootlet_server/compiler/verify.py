@@ -128,25 +128,35 @@ def verify_sessions(built: Built, sessions: Sessions, sizes: Sequence[int]) -> f
         expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
         found = _run(sessions["evaluate"], feed)
         worst = max(worst, _compare("evaluate", expected, found, TOLERANCE))
-        raw = built.example[: len(x)]
-        feed_raw = {**feed, "x": raw.numpy()}
-        expected = {"output": step.predict(built.frozen, adapter, raw)}
-        found = _run(sessions["predict"], feed_raw)
-        worst = max(worst, _compare("predict", expected, found, TOLERANCE))
-        if "encode" in sessions:
-            expected = {"latent": latent[: len(x)]}
-            found = _run(sessions["encode"], feed_raw)
-            worst = max(worst, _compare("encode", expected, found, TOLERANCE))
+        feed_whole = {**feed, "x": built.example[: len(x)].numpy()}
+        worst = max(worst, _check_whole(built, sessions, adapter, feed_whole))
         if "grads" not in sessions:
             return worst
         for bound in CLIP_BOUNDS:
             feed["max_grad_norm"] = bound.numpy()
-            *sums, gradients = step.gradients(built.frozen, adapter, x, y, w, bound)
-            expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), sums, strict=True))
+            *totals, gradients = step.gradients(built.frozen, adapter, x, y, w, bound)
+            expected = dict(zip(("loss_sum", "metric_sum", "weight_sum"), totals, strict=True))
             expected |= {f"grads/{name}": value for name, value in gradients.items()}
             found = _run(sessions["grads"], feed)
             worst = max(worst, _compare(f"grads, {bound}", expected, found, TOLERANCE))
         return worst
+
+
+def _check_whole(
+    built: Built,
+    sessions: Sessions,
+    adapter: Mapping[str, Tensor],
+    feed: Arrays,
+) -> float:
+    """The graphs that take x itself, also where the others take its latent."""
+    x = torch.from_numpy(feed["x"])
+    expected = {"output": built.step.predict(built.frozen, adapter, x)}
+    worst = _compare("predict", expected, _run(sessions["predict"], feed), TOLERANCE)
+    if "encode" in sessions:
+        expected = {"latent": built.step.encode(built.frozen, x)}
+        found = _run(sessions["encode"], feed)
+        worst = max(worst, _compare("encode", expected, found, TOLERANCE))
+    return worst
 
 
 def _run(session: tuple[Session, Captured], feed: Arrays) -> Arrays:
