@@ -23,7 +23,7 @@ from rootlet_server.compiler.int8 import quantize_weight, row_int8_matmul
 
 
 def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def conv_tensors(weight, bias, inputs, outputs):
@@ -53,12 +53,13 @@ def test_an_int8_convolution_is_near_the_float_one_and_passes_gradients_straight
     weight, bias = torch.randn(24, 16, 3, 3).double() / 12, torch.randn(24).double()
     x = torch.randn(4, 16, 9, 9).double().requires_grad_()
     expected = torch.nn.functional.conv2d(x, weight, bias, *geometry)
-    inputs, outputs = ((t.min().item(), t.max().item()) for t in (x, expected))
+    known = (x.detach(), expected.detach())
+    inputs, outputs = ((float(t.min()), float(t.max())) for t in known)
     stored = conv_tensors(weight, bias, inputs, outputs)
     found = static_int8_conv(stored, "w", x, geometry)
     # Of normal values within 4.2 deviations, a step is 1.1 * 8.4 / 255 and off by its root twelfth,
     # 1 %, before and after; a weight's step is 3.5 / 127, off by 0.8 %: 1.7 % together.
-    assert relative(found, expected) < 0.02
+    assert relative(found.detach(), expected.detach()) < 0.02
     kernel = stored["w:conv.q"].double() * stored["w:conv.scale"]
     grad = torch.randn_like(expected)
     (exact,) = torch.autograd.grad(torch.nn.functional.conv2d(x, kernel, None, *geometry), x, grad)
