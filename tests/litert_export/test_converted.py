@@ -7,19 +7,25 @@ Run by ``.ci/run`` in an environment of its own, with the extras ``server`` and 
 import os
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rootlet_runtime import Bundle
+from rootlet_runtime.engines import open_engine
 from rootlet_runtime.errors import MissingExtraError
+from rootlet_runtime.state import TrainState
 from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle, export_litert
+from rootlet_server.compiler.config import PrivacyConfig
 from rootlet_server.compiler.errors import CompileError, ExportError
 
 TESTS = Path(__file__).parents[1]
 ZOO = runpy.run_path(str(TESTS / "server" / "compiler" / "conftest.py"))["make_case"]
-COMPARE = runpy.run_path(str(TESTS / "litert" / "conftest.py"))["disagreement"]
+LITERT = runpy.run_path(str(TESTS / "litert" / "conftest.py"))
+COMPARE, RANDOM_BATCH = LITERT["disagreement"], LITERT["random_batch"]
 
 pytestmark = pytest.mark.timeout(900)  # seconds on a quiet machine, minutes on a busy one
 
@@ -100,3 +106,22 @@ def test_the_committed_models_are_what_their_script_writes(tmp_path):
     for name in ("sgd", "adam"):
         committed = TESTS / "vectors" / "litert" / f"{name}.tflite"
         assert (tmp_path / f"{name}.tflite").read_bytes() == committed.read_bytes()
+
+
+def test_the_clipped_sums_of_a_private_step_agree(tmp_path):
+    path = tmp_path / "private.rootlet"
+    compile_case("mlp", path, privacy=PrivacyConfig(), litert_batches=(8,))
+    bundle = Bundle.load(path, trusted_keys=[], allow_unsigned=True)
+    # 20 examples: one batch in ONNX Runtime, three padded pieces in LiteRT.
+    batch = RANDOM_BATCH(bundle.manifest, 20, np.random.default_rng(2))
+    batch = replace(batch, w=(np.arange(20) % 3 > 0).astype(np.float32))
+    state = TrainState(adapter=bundle.initial_adapter(), optimizer={})
+    found = []
+    for name in ("onnxruntime", "litert"):
+        engine = open_engine(name, bundle, 1)
+        engine.load_state(state)
+        found.append(engine.gradients(batch, 0.1))
+    onnx, litert = found
+    assert litert.keys() == onnx.keys()
+    for name, value in onnx.items():
+        np.testing.assert_allclose(litert[name], value, rtol=1e-5, atol=1e-6)

@@ -13,10 +13,11 @@ import importlib
 import io
 import logging
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._library.custom_ops import OPDEFS
 
 from rootlet_runtime.engines.litert import LitertModel
@@ -25,7 +26,12 @@ from rootlet_runtime.tflite_check import check_model, signature_key
 from rootlet_server.compiler.capture import example_inputs
 from rootlet_server.compiler.errors import ExportError
 from rootlet_server.compiler.litert_pack import pack
-from rootlet_server.compiler.verify import BATCHES, verify_sessions
+from rootlet_server.compiler.verify import (
+    BATCHES,
+    TOLERANCE,
+    disagreement,
+    verify_sessions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +39,9 @@ if TYPE_CHECKING:
     from rootlet_runtime.manifest import Manifest
     from rootlet_server.compiler.build import Built
     from rootlet_server.compiler.capture import Captured, GraphName
+    from rootlet_server.compiler.verify import Sessions
 
+aten = torch.ops.aten
 _REMEDY = "Leave litert_batches out: the ONNX graphs do not need it."
 
 
@@ -42,7 +50,7 @@ class _Flat(nn.Module):
 
     def __init__(self, program: torch.export.ExportedProgram, batch_inputs: int) -> None:
         super().__init__()
-        self.program = program.module(check_guards=False)
+        self.program = _transposed_before_spread(program.module(check_guards=False))
         self.batch_inputs = batch_inputs
         self.training = False
 
@@ -130,7 +138,76 @@ def verify_litert(
         raise ExportError(f"Devices would refuse the LiteRT model: {error}. {_REMEDY}") from error
     sessions = {role: (_Session(opened, role), graph) for role, graph in captured.items()}
     largest = manifest.litert.batches[-1]
-    return verify_sessions(built, sessions, [min(size, largest) for size in BATCHES])
+    worst = verify_sessions(built, sessions, [min(size, largest) for size in BATCHES])
+    with torch.no_grad():
+        one = replace(built, example=built.example[:largest])
+        return max(worst, _check_update(one, sessions))
+
+
+def _transposed_before_spread(module: nn.Module) -> nn.Module:
+    """``transpose(expand(matrix))`` as ``expand(transpose(matrix))``.
+
+    litert-torch 0.10 folds the former, where the matrix is a constant, into a constant that is
+    reshaped in the place of transposed.
+    """
+    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    for node in graph.nodes:
+        if node.target is not aten.transpose.int:
+            continue
+        spread = node.args[0]
+        rank = len(spread.meta["val"].shape)
+        if rank != 3 or {dim % rank for dim in node.args[1:]} != {1, 2}:
+            continue
+        while spread.target is aten.view.default and _same_shape(spread, spread.args[0]):
+            spread = spread.args[0]
+        if spread.target is not aten.expand.default or spread.args[0].meta["val"].dim() != 2:
+            continue
+        with graph.inserting_before(node):
+            matrix = graph.call_function(aten.t.default, (spread.args[0],))
+            sizes = [spread.args[1][0], -1, -1]
+            node.replace_all_uses_with(graph.call_function(aten.expand.default, (matrix, sizes)))
+    graph.eliminate_dead_code()
+    module.recompile()  # type: ignore[operator]
+    return module
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    shapes = [node.meta["val"].shape for node in (one, other)]
+    return len(shapes[0]) == len(shapes[1]) and all(
+        str(a) == str(b) for a, b in zip(*shapes, strict=True)
+    )
+
+
+def _check_update(built: Built, sessions: Sessions) -> float:
+    """One step away from the start, where B is not zero and credit passes through it.
+
+    Compared is the change of the adapter or, under an optimiser with state, that state.
+    """
+    step = built.step
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for name, value in built.adapter.items()
+    }
+    inputs = example_inputs(step, built.example, start)
+    state = {name: inputs[f"optimizer/{name}"] for name in step.state}
+    session, graph = sessions["train"]
+    values = {name: inputs[name].numpy() for name in graph.inputs}
+    found = dict(zip(graph.outputs, session.run(graph.outputs, values), strict=True))
+    batch = (inputs[name] for name in ("x", "y", "w", "learning_rate", "step"))
+    _, _, adapter, state = step.train(built.frozen, start, state, *batch)
+    worst = 0.0
+    for name, value in (state or adapter).items():
+        before = torch.zeros(()) if state else start[name]
+        key = f"next/optimizer/{name}" if state else f"next/adapter/{name}"
+        error = disagreement(value - before, found[key] - before.numpy())
+        if error > TOLERANCE:
+            raise ExportError(
+                f"LiteRT's step is not the step: {key} is off by {error:.1e} of its change; at "
+                f"most {TOLERANCE} is rounding. {_REMEDY}"
+            )
+        worst = max(worst, error)
+    return worst
 
 
 def _own_operators() -> dict[Any, Any]:
