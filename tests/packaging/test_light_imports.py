@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "flwr", "ray", "onnxruntime", "onnx", "matplotlib", "sklearn", "grpc", "pandas")
+HEAVY = (
+    "torch", "flwr", "ray", "onnxruntime", "ai_edge_litert", "onnx", "matplotlib", "sklearn", "grpc",
+    "pandas",
+)  # fmt: skip
 GOOD = Path(__file__).parents[1] / "vectors" / "bundles" / "good.rootlet"
 
 TRAIN = f"""
