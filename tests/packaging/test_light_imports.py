@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 HEAVY = (
-    "torch", "flwr", "ray", "onnxruntime", "ai_edge_litert", "onnx", "matplotlib", "sklearn", "grpc",
-    "pandas",
+    "torch", "flwr", "ray", "onnxruntime", "ai_edge_litert", "onnx", "matplotlib", "sklearn",
+    "grpc", "pandas",
 )  # fmt: skip
 GOOD = Path(__file__).parents[1] / "vectors" / "bundles" / "good.rootlet"
 
