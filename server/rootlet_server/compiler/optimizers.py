@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, Tensor]
 
 
-def clipped_by_global_norm(gradients: Tensors, max_gradient_norm: float) -> dict[str, Tensor]:
-    """``g C / max(||g||, C)`` with ``||g||`` over all tensors together (Pascanu et al. 2013).
+def clip_factor(gradients: Tensors, max_gradient_norm: float) -> Tensor:
+    """``C / max(||g||, C)`` with ``||g||`` over all tensors together, [] (Pascanu et al. 2013).
 
     It bounds the step of one batch, and nothing about one example: for privacy see
     ``clipping.py``. A gradient whose squared norm overflows float32 moves nothing.
     """
-    squared = torch.stack([g.square().sum() for g in gradients.values()]).sum()
-    scale = max_gradient_norm / squared.sqrt().clamp_min(max_gradient_norm)
-    return {name: g * scale for name, g in gradients.items()}
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
+    return max_gradient_norm / torch.linalg.vector_norm(norms).clamp_min(max_gradient_norm)
 
 
 def optimize(  # noqa: PLR0917 (the order of the graph's inputs)
@@ -44,7 +43,11 @@ def optimize(  # noqa: PLR0917 (the order of the graph's inputs)
         ValueError: an unknown optimiser or hyperparameter, or no step where it is read.
     """
     if max_gradient_norm is not None:
-        gradients = clipped_by_global_norm(gradients, max_gradient_norm)
+        factor = clip_factor(gradients, max_gradient_norm)
+        if optimizers.OPTIMIZERS[optimizer].slots:
+            gradients = {name: g * factor for name, g in gradients.items()}
+        else:  # without state, the rate may as well be scaled: one number instead of them all
+            learning_rate = learning_rate * factor
     return optimizers.apply(
         torch,
         optimizer,
