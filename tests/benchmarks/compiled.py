@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rootlet_server.compiler import CompileConfig, compile_bundle
 from rootlet_server.compiler.learner import float_a
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CALIBRATION = 32
 
 
-def compile_case(case: Case, folder: Path, **settings: str) -> CompiledBundle:
+def compile_case(case: Case, folder: Path, **settings: Any) -> CompiledBundle:
     """The case's bundle by the default configuration, but for ``settings``."""
     folder.mkdir(parents=True, exist_ok=True)
     return compile_bundle(
@@ -28,7 +28,7 @@ def compile_case(case: Case, folder: Path, **settings: str) -> CompiledBundle:
         name="benchmark",
         version=1,
         signing_key=None,
-        out=folder / "-".join(["bundle", *settings.values()]),
+        out=folder / "-".join(["bundle", *(str(value) for value in settings.values())]),
     )
 
 
