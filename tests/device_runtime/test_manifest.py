@@ -42,7 +42,7 @@ def test_a_manifest_cannot_be_changed(bundle: Bundle) -> None:
         ({"alpha": 0.0}, "alpha"),
         ({"alpha": float("inf")}, "alpha"),
         ({"rank": -1}, "rank"),
-        ({"base_dtype": "int4"}, "base_dtype"),
+        ({"base_dtype": "int2"}, "base_dtype"),
         ({"optimizer": "lion"}, "optimizer"),
         ({"max_batch": 0}, "max_batch"),
         ({"max_batch": 4}, "exceeds max_batch 4"),

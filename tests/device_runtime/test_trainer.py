@@ -330,7 +330,7 @@ def test_a_missing_engine_gives_the_line_to_type(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"engine": "tpu"}, "choose one of onnxruntime"), ({"num_threads": 0}, "at least 1")],
+    [({"engine": "tpu"}, "choose one of litert, onnxruntime"), ({"num_threads": 0}, "at least 1")],
 )
 def test_an_unknown_engine_is_named(
     arguments: dict[str, Any], message: str, bundle: Bundle
