@@ -10,7 +10,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LAST_LINES = {
     "bench_step_time.py --quick": "int8 dfa / torch eager, tiny, worst batch: ratio ",
     "bench_quantised_base.py --quick": "int8 / float32, convolutional models, worst: ratio ",
-    "bench_private_step.py --quick": "int8 dfa, clipped, as a device runs it / Opacus hooks, tiny, ",
+    "bench_private_step.py --quick": (
+        "int8 dfa, clipped, as a device runs it / Opacus hooks, tiny, "
+    ),
     "bench_memory.py --quick": "peak memory, rootlet / torch eager, tiny, worst batch: ratio ",
     "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
 }

@@ -76,7 +76,8 @@ def _is_latent(program: Program, node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.dim() < 2:
         return False
-    first, *others = value.shape
+    sizes: list[Any] = list(value.shape)  # a SymInt is no int to a type checker
+    first, *others = sizes
     return (
         isinstance(first, torch.SymInt)
         and first.node.expr == _batch(program)

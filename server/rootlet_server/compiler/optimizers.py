@@ -23,7 +23,8 @@ def clip_factor(gradients: Tensors, max_gradient_norm: float) -> Tensor:
     ``clipping.py``. A gradient whose squared norm overflows float32 moves nothing.
     """
     norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
-    return max_gradient_norm / torch.linalg.vector_norm(norms).clamp_min(max_gradient_norm)
+    bounded: Tensor = torch.linalg.vector_norm(norms).clamp_min(max_gradient_norm)
+    return max_gradient_norm / bounded
 
 
 def optimize(  # noqa: PLR0917 (the order of the graph's inputs)

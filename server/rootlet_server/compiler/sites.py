@@ -236,9 +236,11 @@ def _check_targets(targets: tuple[str, ...], found: list[str], refused: dict[str
 
 def _reason_against(program: Program, node: fx.Node, weight: str) -> str | None:
     shape = program.tensors[weight].shape
-    if node.target in CONVOLUTIONS:
-        if shape[1] != node.args[0].meta["val"].shape[1]:  # type: ignore[union-attr]
-            return "a grouped or depthwise convolution cannot carry an adapter: its outputs share no input"
+    inputs = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    if node.target in CONVOLUTIONS and shape[1] != inputs[1]:
+        return (
+            "a grouped or depthwise convolution cannot carry an adapter: its outputs share no input"
+        )
     if not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape):
         return "its input does not depend on the batch"
     return None

@@ -14,7 +14,7 @@ def relative(found, expected):
 
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn"])
 def test_an_int8_a_hardly_moves_the_gradients_and_takes_a_fraction_of_the_bytes(lab, name):
-    """An entry of A moves by 1/254 of its column's largest; one of A h by less than five times that."""
+    """An entry of A moves by 1/254 of its column's largest; one of A h by less than five such."""
     case = lab.case(name)
     exact, int8 = (lab.stirred(lab.built(name, a_dtype=a_dtype)) for a_dtype in ("float32", "int8"))
     found, expected = (lab.gradients(b, "backprop", case.x, case.y) for b in (int8, exact))
