@@ -173,10 +173,10 @@ class DeviceClient:
     def erase(self) -> None:
         """Removes every observed and replayed example from the device; what was learnt stays.
 
-        A training under way is waited for: it holds examples.
+        A training under way goes on with the examples that it has in memory; none of them is kept.
         """
         self._store.erase()
-        self._learner.erase_replay()
+        self._continual.erase()
 
     # -- training --------------------------------------------------------------------------------
 

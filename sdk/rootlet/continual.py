@@ -7,6 +7,7 @@ is raw training data, and is erased with it.
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,9 @@ class Continual:
         folder: Where the buffer is kept.
         held_out: The examples kept from training, asked for at each judgement.
 
+    Attributes:
+        erasures: How often the examples were erased.
+
     Raises:
         ConfigError: The bundle cannot do what ``config`` asks for.
     """
@@ -88,6 +92,8 @@ class Continual:
         self._config, self._manifest, self._held_out = config, manifest, held_out
         self._files = ArrayFiles(folder)
         self._rng = np.random.default_rng()
+        self._lock = threading.Lock()
+        self.erasures = 0
         self._buffer = self._restored()
         self._offered = self._restored_digests()
 
@@ -113,22 +119,33 @@ class Continual:
         found = self._held_out()
         return None if found is None or len(found[0]) == 0 else found
 
-    def learnt(self, trainer: Trainer, examples: Examples, epochs: int) -> None:
+    def learnt(self, trainer: Trainer, examples: Examples, epochs: int, *, erasures: int) -> None:
         """Offers the examples of a finished training to the buffer, and writes it.
 
         An example that the training before had too is not offered again, so that each counts once.
         What the disk refuses is logged; the buffer in memory goes on.
+
+        Args:
+            trainer: Has trained on them.
+            examples: What was trained on, replayed ones apart.
+            epochs: Passes over them.
+            erasures: The count before the training; if it has grown, nothing is offered.
         """
-        if self._buffer is None:
-            return
+        with self._lock:
+            if self._buffer is not None and self.erasures == erasures:
+                self._offer(self._buffer, trainer, examples, epochs)
+
+    def _offer(
+        self, buffer: ReplayBuffer, trainer: Trainer, examples: Examples, epochs: int
+    ) -> None:
         digests = _digests(examples)
         new = ~np.isin(digests, self._offered)
         if new.any():
             x, y = (part[new] for part in examples)
-            trainer.remember(self._buffer, x, y, self._rng, uses=epochs)
+            trainer.remember(buffer, x, y, self._rng, uses=epochs)
         self._offered = digests
         try:
-            self._buffer.save(self._files, _BUFFER)
+            buffer.save(self._files, _BUFFER)
             self._files.write(_OFFERED, {"digests": digests}, {})
         except CheckpointError as error:
             _log.warning("the replay buffer was not kept: %s", error)
@@ -152,12 +169,17 @@ class Continual:
         )
 
     def erase(self) -> None:
-        """Forgets every example, in memory and on disk."""
-        if self._buffer is not None:
-            self._buffer.clear()
-        self._offered = np.zeros(0, np.uint64)
-        for name in (_BUFFER, _OFFERED):
-            self._files.remove(name)
+        """Forgets every example, in memory and on disk, without waiting for a training.
+
+        A training under way goes on with what it has; none of its examples is kept.
+        """
+        with self._lock:
+            self.erasures += 1
+            for name in (_BUFFER, _OFFERED):
+                self._files.remove(name)
+            self._offered = np.zeros(0, np.uint64)
+            if self._config.replay is not None:
+                self._buffer = ReplayBuffer(self._manifest, self._config.replay)
 
     def _restored(self) -> ReplayBuffer | None:
         if self._config.replay is None:

@@ -88,6 +88,7 @@ class Learner:
             return wanted and may_go_on()
 
         x, y = examples
+        erasures = self._continual.erasures
         steps = settings.epochs * -(-len(x) // settings.batch_size)
         with self.busy:
             try:
@@ -114,7 +115,7 @@ class Learner:
             if result.stopped:
                 self.roll_back()
                 return result
-            self._continual.learnt(self.trainer, examples, settings.epochs)
+            self._continual.learnt(self.trainer, examples, settings.epochs, erasures=erasures)
             return replace(result, verdict=self.finish())
 
     def participant(
@@ -146,11 +147,6 @@ class Learner:
             self.trainer.save(self._folder)
             self._publish()
         return self.verdict
-
-    def erase_replay(self) -> None:
-        """Removes every replayed example; waits for a training under way."""
-        with self.busy:
-            self._continual.erase()
 
     def roll_back(self) -> None:
         """Gives the trainer its last finished adapter again; the caller holds ``busy``."""

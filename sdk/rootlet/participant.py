@@ -143,6 +143,7 @@ class Participant:
     def _train(
         self, asked: TrainRequest, bytes_down: int, should_stop: Callable[[], bool]
     ) -> Answer | None:
+        erasures = 0 if self._continual is None else self._continual.erasures
         x, y = self._data.train()
         measured_x, measured_y = self._measured(x, y)
         self._check_energy(asked, len(x))
@@ -180,7 +181,7 @@ class Participant:
         if result.stopped:
             return None
         if self._continual is not None:
-            self._continual.learnt(self._trainer, (x, y), asked.epochs)
+            self._continual.learnt(self._trainer, (x, y), asked.epochs, erasures=erasures)
         adapter = self._trainer.adapter
         reply = TrainReply(
             metric=self._metric,

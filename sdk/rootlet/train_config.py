@@ -1,8 +1,9 @@
 """How a device trains, and the most that a server may ask of it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rootlet.continual import ContinualConfig
 from rootlet.errors import ConfigError
 from rootlet.participant import DEFAULT_LIMITS, RoundLimits
 from rootlet_runtime.manifest import TrainingDefaults
@@ -19,6 +20,7 @@ class TrainConfig:
             by the bundle's ``max_batch``.
         learning_rate: Step length. None: as for ``epochs``.
         num_threads: Processor threads that one training may use.
+        continual: What is replayed and distilled, and what an adapter must pass to be used.
 
     Raises:
         ConfigError: A value is outside its bounds.
@@ -28,6 +30,7 @@ class TrainConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     num_threads: int = 1
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "num_threads"):
