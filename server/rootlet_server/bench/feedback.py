@@ -32,6 +32,7 @@ RATES = (0.01, 0.03, 0.1)
 EPOCHS, BATCH = 8, 16
 FEEDBACK: tuple[dict[str, Any], ...] = (
     {},
+    {"feedback_positions": "each"},
     {"feedback_form": "sign"},
     {"feedback_form": "low_rank", "feedback_rank": 4},
     {"calibration": "noise"},

@@ -75,6 +75,7 @@ def _with_blocks(built: Built, x: Tensor, config: CompileConfig, merged: tuple[i
         x,
         form=config.feedback_form,
         rank=config.feedback_rank,
+        each_position=config.feedback_positions == "each",
         seed=config.seed,
     )
     return replace(built, step=replace(built.step, learner=learner), frozen=frozen)

@@ -195,6 +195,7 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
             x,
             form=config.feedback_form,
             rank=config.feedback_rank,
+            each_position=config.feedback_positions == "each",
             seed=config.seed,
         )
     latent = cut(program, learner.sites, head) if config.latent else None

@@ -25,6 +25,7 @@ RuleName = Literal[
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
 FeedbackForm = Literal["int8", "sign", "low_rank"]
 Calibration = Literal["data", "noise"]
+Positions = Literal["shared", "each"]
 Attention = Literal["skip", "local"]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "sign_momentum"]
 BaseDtype = Literal["int8", "float32", "int4", "mixed"]
@@ -202,6 +203,8 @@ class CompileConfig:
             are for study (``rootlet_server.compiler.feedback``).
         feedback_form: how calibrated matrices are stored: ``int8``, their ``sign``, or two factors.
         feedback_rank: of the ``low_rank`` form.
+        feedback_positions: ``shared`` gives the positions of a convolution or of tokens one
+            calibrated matrix and a weight each; ``each`` gives each its own, in K P C bytes.
         block_size: K, the sites of a block under rule ``dfa``: feedback arrives at the top of a
             block and is passed down exactly inside it. 1 is a block for each site, ``"all"`` is
             backpropagation, ``"auto"`` chooses by measured alignment under ``block_budget``.
@@ -222,7 +225,8 @@ class CompileConfig:
         distillation: let the train graph take a teacher's outputs beside the labels.
         optimizer: part of the training graph; see ``rootlet_runtime.optimizers``.
         hyperparameters: the optimiser's, by name; what is left out has its default.
-        max_gradient_norm: a batch's gradient is scaled down to this norm; None leaves it.
+        max_gradient_norm: a batch's gradient, over all tensors, is scaled down to this norm; None
+            leaves it.
         max_batch: the largest batch a device may feed.
         litert_batches: sizes of batch for which the bundle carries a LiteRT model too; smaller
             batches are padded. Empty for none; others need the extra ``litert-export``.
@@ -240,6 +244,7 @@ class CompileConfig:
     feedback: FeedbackName = "calibrated"
     feedback_form: FeedbackForm = "int8"
     feedback_rank: int = 8
+    feedback_positions: Positions = "shared"
     calibration: Calibration = "data"
     block_size: int | Literal["all", "auto"] = 1
     block_budget: float = 0.8
@@ -269,6 +274,7 @@ class CompileConfig:
         _one_of("feedback", self.feedback, FeedbackName)
         _one_of("feedback_form", self.feedback_form, FeedbackForm)
         _one_of("calibration", self.calibration, Calibration)
+        _one_of("feedback_positions", self.feedback_positions, Positions)
         _one_of("attention", self.attention, Attention)
         _positive("block_budget", self.block_budget, "0.8 is usual.")
         whole = isinstance(self.block_size, int) and self.block_size >= 1

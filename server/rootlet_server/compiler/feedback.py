@@ -13,7 +13,8 @@ each of its positions.
 | drtp | minus the target (Frenkel et al. 2021) | N(0, 1/K) |
 
 Calibrated matrices sum the Jacobian over positions and give each position the weight of
-``jacobians.position_weights``; the others spread evenly, 1/P.
+``jacobians.position_weights``, or there is one matrix for each position, [K, P C]; the others
+spread evenly, 1/P.
 
 Shape legend: N examples, P positions, K outputs (or features), C channels, r rank.
 """
@@ -79,10 +80,13 @@ class Place(Protocol):
 
 
 def broadcast_signal(learner: Learner, place: Place, frozen: Tensors, signal_NK: Tensor) -> Tensor:
-    """``u M`` at a site or top, [N, C]."""
+    """``u M`` at a site or top: [N, C], or [N, P, C] where each position has its own M."""
     if learner.feedback == "broadcast":
         return project(SHARED, frozen, signal_NK)[:, : place.width]
-    return project(place.node, frozen, signal_NK)
+    arriving = project(place.node, frozen, signal_NK)
+    if arriving.shape[-1] == place.width:
+        return arriving
+    return arriving.reshape(arriving.shape[0], -1, place.width)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def make_feedback(
     *,
     form: FeedbackForm = "int8",
     rank: int = 8,
+    each_position: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """The frozen tensors that ``learner.feedback`` needs.
@@ -127,6 +132,7 @@ def make_feedback(
         x: calibration batch [N, ...].
         form: how calibrated matrices are stored.
         rank: of the low-rank form.
+        each_position: whether calibrated matrices are made for each position.
         seed: seeds what is drawn at random.
 
     Raises:
@@ -135,8 +141,21 @@ def make_feedback(
     targets = _targets_of(learner)
     if not targets:
         return {}  # only the head learns, or all credit is exact
+    if learner.feedback == "sign":
+        draw = _gaussian(learner, seed)
+        return _calibrated(
+            learner, targets, (frozen, adapter, x), lambda m: m.sign() * draw(m.shape[1]).abs()
+        )
     if learner.feedback in CALIBRATED:
-        return _calibrated(learner, targets, (frozen, adapter, x), form=form, rank=rank, seed=seed)
+        return _calibrated(
+            learner,
+            targets,
+            (frozen, adapter, x),
+            lambda matrix: matrix,
+            form=form,
+            rank=rank,
+            each_position=each_position,
+        )
     return _random(learner, targets, seed)
 
 
@@ -164,24 +183,22 @@ def _calibrated(
     learner: Learner,
     targets: list[_Target],
     over: tuple[Tensors, Tensors, Tensor],
+    change: Callable[[Tensor], Tensor],
     *,
-    form: FeedbackForm,
-    rank: int,
-    seed: int,
+    form: FeedbackForm = "int8",
+    rank: int = 8,
+    each_position: bool = False,
 ) -> dict[str, Tensor]:
     points = {target.at: target.rows for target in targets}
     of_features = learner.feedback == "calibrated_features"
     jacobians = mean_jacobians(learner, *over, points, of="features" if of_features else "output")
-    draw = _gaussian(learner, seed)
     result: dict[str, Tensor] = {}
     for target in targets:
         per_position = jacobians[target.at]
         check_finite(per_position, target.module)
-        matrix = per_position.sum(1)
-        weights = position_weights(per_position)
-        if learner.feedback == "sign":
-            matrix = matrix.sign() * draw(target.width).abs()
-        result |= stored(target.key, matrix, form, rank)
+        weights = None if each_position else position_weights(per_position)
+        matrix = per_position.flatten(1) if each_position else per_position.sum(1)
+        result |= stored(target.key, change(matrix), form, rank)
         if weights is not None:
             result[positions_key(target.key)] = weights
     return result

@@ -337,7 +337,9 @@ def _by_rule(
         adapter = {k: v.double() for k, v in adapter.items()}
         x, w = (v.double() if v.is_floating_point() else v for v in (x, w))
     with torch.no_grad():
-        return function(learner, frozen, adapter, Batch(x=x, y=y, step=torch.tensor(1.0)), w / w.sum())
+        return function(
+            learner, frozen, adapter, Batch(x=x, y=y, step=torch.tensor(1.0)), w / w.sum()
+        )
 
 
 class Engine:
@@ -351,10 +353,10 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        if self.block:
-            options.add_external_initializers_from_files_in_memory(
         for key, value in AS_WRITTEN.items():
             options.add_session_config_entry(key, value)
+        if self.block:
+            options.add_external_initializers_from_files_in_memory(
                 ["base.bin"], [self.block], [len(self.block)]
             )
         self.session = onnxruntime.InferenceSession(

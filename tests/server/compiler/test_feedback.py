@@ -159,6 +159,34 @@ def test_calibration_on_noise_reads_only_the_range_of_the_data(lab):
     assert min(cosines) > 0.8
 
 
+def test_a_matrix_for_each_position_is_exact_where_a_head_reads_each(lab):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv1d(3, 6, 1), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(24, 5)
+    )
+    case = replace(lab.case("mlp"), model=model, x=torch.randn(12, 3, 4), y=torch.arange(12) % 5)
+    errors = {}
+    for positions in ("shared", "each"):
+        built = lab.stirred(lab.build(case, feedback_positions=positions))
+        dfa, backprop = (
+            lab.gradients(built, rule, case.x, case.y, double=True) for rule in ("dfa", "backprop")
+        )
+        errors[positions] = relative(dfa["0.lora_B"], backprop["0.lora_B"])
+    assert errors["each"] < 0.02  # int8
+    assert errors["shared"] > 0.5
+
+
+def test_the_matrices_of_all_positions_add_up_to_the_shared_one(lab):
+    case = lab.case("vit_gpt")
+    shared, each = lab.built("vit_gpt"), lab.build(case, feedback_positions="each")
+    for site in shared.step.learner.sites:
+        matrix = feedback_matrix(site.node, each.frozen, torch.float32)
+        assert matrix.shape == (5, site.positions * site.width)
+        total = matrix.unflatten(1, (site.positions, site.width)).sum(1)
+        assert relative(total, feedback_matrix(site.node, shared.frozen, torch.float32)) < 0.03
+        assert positions_key(site.node) not in each.frozen
+
+
 @pytest.mark.parametrize(
     ("name", "feedback"), [("residual_cnn", "calibrated_features"), ("vit_gpt", "drtp")]
 )
@@ -184,6 +212,7 @@ def test_factors_add_up_and_position_weights_sum_to_one(lab, name, feedback):
         ("vit_gpt", {"feedback": "broadcast"}),
         ("vit_gpt", {"feedback_form": "low_rank", "feedback_rank": 2}),
         ("residual_cnn", {"feedback_form": "sign", "calibration": "noise"}),
+        ("vit_gpt", {"feedback_positions": "each"}),
     ],
 )
 def test_the_graph_in_the_devices_engine_is_the_step(lab, name, options):

@@ -39,6 +39,11 @@ def test_what_was_not_measured_gets_no_advice():
     assert private_advice(CompileConfig()) == ()
 
 
+def test_a_rule_without_a_private_step_is_refused():
+    with pytest.raises(CompileError, match="zeroth_order"):
+        CompileConfig(rule="zeroth_order", privacy=PrivacyConfig())
+
+
 @pytest.mark.parametrize("wrong", [{"target_epsilon": 0.0}, {"delta": 0.0}, {"delta": 1.0}])
 def test_impossible_budgets_are_refused(wrong):
     with pytest.raises(CompileError, match=next(iter(wrong))):

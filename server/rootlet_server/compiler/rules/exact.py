@@ -60,7 +60,7 @@ def _surrogate(  # noqa: PLR0917 (a rule's arguments and two more)
         signal_NK = feedback_signal(learner, adapter, terms, batch.y, weights_N).detach()
     for point in points:
         delta = broadcast_signal(learner, point, frozen, signal_NK)
-        if point.positions > 1:
+        if point.positions > 1 and delta.dim() == 2:
             v_P1 = frozen[positions_key(point.node)].to(delta.dtype).unsqueeze(-1)
             delta = delta.unsqueeze(1) * v_P1
         total = total + (delta * point.rows(tops[point.node])).sum()

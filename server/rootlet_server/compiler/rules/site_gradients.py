@@ -47,7 +47,7 @@ def site_factors(
         site: the site.
         frozen: what its chain reads.
         tap: what it left behind.
-        arriving_NC: what arrives at its feedback point, the same for all positions.
+        arriving_NC: what arrives at its feedback point, the same for all positions; or [N, P, C].
         weights_P: v, or one number for all; not read where there is one position.
 
     Returns:
@@ -58,7 +58,7 @@ def site_factors(
     z = tap.projected
     if derivative is not None:
         derivative = site.adapted(site.rows(derivative))
-    if z.dim() == 2:
+    if z.dim() == 2 or arriving_NC.dim() == 3:
         return arriving_NC if derivative is None else arriving_NC * derivative, z, h
     # The weights of the positions go on the narrow side: r numbers a position, not C.
     v: Tensor | float = 1.0 if weights_P is None else weights_P
