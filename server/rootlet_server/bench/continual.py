@@ -7,7 +7,7 @@ i of the accuracy matrix belongs to the adapter after task i.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -66,33 +66,26 @@ class Method:
         name: as in the table.
         replay: share of each batch that is replayed; 0 for none. The buffer holds ``REPLAY_SHARE``
             of all training examples, balanced by class.
-        selection: of the buffer.
         ewc: strength of elastic weight consolidation; 0 for none.
         distillation: weight of the adapter from before the task as a teacher; 0 for none.
         keep: which adapter is tested: the last, the mean of all tasks' (each trained from the
             initial one), or each task's own (the task is known when it is tested).
-        joint: train on all tasks so far at once: the ceiling, with everything stored.
     """
 
     name: str
     replay: float = 0.0
-    selection: Literal["uniform", "class_balanced"] = "class_balanced"
     ewc: float = 0.0
     distillation: float = 0.0
     keep: Keep = "last"
-    joint: bool = False
 
 
 METHODS = (
     Method(name="naive"),
     Method(name="replay of 2 %", replay=0.75),
-    Method(name="replay of 2 %, not balanced", replay=0.75, selection="uniform"),
     Method(name="EWC", ewc=1000.0),
     Method(name="distillation (LwF)", distillation=0.5),
-    Method(name="replay of 2 % and distillation", replay=0.75, distillation=0.3),
     Method(name="averaged adapters", keep="average"),
     Method(name="per-task adapters, task known", keep="per_task"),
-    Method(name="all data of all tasks so far", joint=True),
 )
 
 
@@ -190,13 +183,13 @@ def accuracy_matrix(
     """
     trainer, rng = Trainer(bundle), np.random.default_rng(seed)
     tasks = len(sequence.train)
-    buffer = _buffer(bundle, sequence, method)
+    buffer = _buffer(bundle, sequence)
     elastic: ElasticWeights | None = None
     kept: list[Arrays] = []
     accuracy_TT = np.zeros((tasks, tasks))
     for task in range(tasks):
-        x, y = _examples(sequence, task, joint=method.joint)
-        if method.keep != "last" or method.joint:
+        x, y = sequence.train[task]
+        if method.keep != "last":
             trainer.load_adapter(bundle.initial_adapter())
         replay = Replay(buffer=buffer, fraction=method.replay) if method.replay else None
         replaying = replay is not None and len(buffer) > 0
@@ -222,24 +215,11 @@ def accuracy_matrix(
     return accuracy_TT
 
 
-def _buffer(bundle: Bundle, sequence: Sequence, method: Method) -> ReplayBuffer:
+def _buffer(bundle: Bundle, sequence: Sequence) -> ReplayBuffer:
     examples = round(REPLAY_SHARE * sum(len(y) for _, y in sequence.train))
-    settings = ReplaySettings(quota_bytes=0, selection=method.selection, storage="uint8")
-    return ReplayBuffer(
-        bundle.manifest,
-        ReplaySettings(
-            quota_bytes=quota_bytes(bundle.manifest, settings, examples),
-            selection=method.selection,
-            storage="uint8",
-        ),
-    )
-
-
-def _examples(sequence: Sequence, task: int, *, joint: bool) -> Examples:
-    if not joint:
-        return sequence.train[task]
-    so_far = sequence.train[: task + 1]
-    return np.concatenate([x for x, _ in so_far]), np.concatenate([y for _, y in so_far])
+    settings = ReplaySettings(quota_bytes=0, storage="uint8")
+    quota = quota_bytes(bundle.manifest, settings, examples)
+    return ReplayBuffer(bundle.manifest, replace(settings, quota_bytes=quota))
 
 
 def _row(trainer: Trainer, sequence: Sequence, kept: list[Arrays], method: Method) -> list[float]:
