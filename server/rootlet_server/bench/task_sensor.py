@@ -133,7 +133,7 @@ TASKS = (
         epochs=(15,),
         rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         seeds=5,
-        stacked=True,
+        stacked=False,
         origin="smartwatch recordings of shoulder exercises by ten people (Burns et al. 2018) in "
         "seglearn (BSD-3-Clause)",
     ),

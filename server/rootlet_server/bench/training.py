@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rootlet_runtime.schedule import RateSchedule
+from rootlet_server.compiler.flat import flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,10 +100,13 @@ def _train_group(
     with torch.no_grad():
         batches = rows_of(len(data), batch_size, epochs, seed)
         for number, rows in enumerate(batches):
-            adapter, state = run(
+            inputs = (
                 adapter, state, peak * schedule.factor(number, steps), data.x[rows], data.y[rows],
                 torch.tensor(float(number + 1)),
             )  # fmt: skip
+            if number == 0:
+                run = flat(run, *inputs)
+            adapter, state = run(*inputs)
     return adapter
 
 

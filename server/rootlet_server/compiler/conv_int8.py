@@ -57,8 +57,7 @@ def _each(value: Any, dims: int) -> list[int]:
     return [int(v) for v in values] * (dims // len(values))
 
 
-@torch.library.custom_op("rootlet::static_int8_conv", mutates_args=())
-def _product(  # noqa: PLR0917 (an operator takes its tensors one by one)
+def convolution_in_floats(  # noqa: PLR0917 (an operator takes its tensors one by one)
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, bias_scale: Tensor,
     x_scale: Tensor, x_zero: Tensor, y_scale: Tensor, y_zero: Tensor,
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
@@ -74,6 +73,11 @@ def _product(  # noqa: PLR0917 (an operator takes its tensors one by one)
     rounded = (accumulated * factor).round() + y_zero
     out: Tensor = (rounded.clamp(0, LEVELS) - y_zero) * y_scale
     return out
+
+
+_product = torch.library.custom_op("rootlet::static_int8_conv", mutates_args=())(
+    convolution_in_floats
+)
 
 
 @_product.register_fake

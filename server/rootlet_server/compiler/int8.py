@@ -34,12 +34,14 @@ def quantize_weight(weight: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
-@torch.library.custom_op("rootlet::row_int8_matmul", mutates_args=())
-def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def product_in_floats(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The product in eager torch; integers are exact in float32 up to sums of 2**24."""
     step = x.abs().amax(-1, keepdim=True).clamp_min(TINY) * (1 / 127)
     accumulated = (x / step).round() @ weight.to(x.dtype)
     return accumulated * step * scale.to(x.dtype)
+
+
+_product = torch.library.custom_op("rootlet::row_int8_matmul", mutates_args=())(product_in_floats)
 
 
 @_product.register_fake
