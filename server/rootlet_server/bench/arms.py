@@ -34,6 +34,7 @@ class Arm:
         rate_factor: what the task's rates are multiplied by: a head alone takes larger steps than
             adapters below it, and gets as many rates to try as every row.
         study: whether it is there for comparison only: three seeds, and never a default.
+        cost_only: whether it has the gradients of another row and only its cost is measured.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Arm:
     kind: AdapterKind = "calibrated"
     rate_factor: float = 1.0
     study: bool = False
+    cost_only: bool = False
 
     def rates(self, rates: tuple[float, ...]) -> tuple[float, ...]:
         """The rates that this row tries."""
@@ -93,19 +95,21 @@ ARMS = {
         _dfa("dfa-features", "calibrated through the features", feedback="calibrated_features"),
         _dfa("dfa-blocks", "through the features, blocks of two",
              feedback="calibrated_features", block_size=2),
-        _dfa("dfa-positions", "calibrated for each position", feedback_positions="each"),
-        _dfa("dfa-positions-blocks", "for each position, blocks of two",
-             feedback_positions="each", block_size=2),
-        _dfa("dfa-logit-blocks", "logits, blocks of two", block_size=2),
-        _dfa("dfa-blocks-3", "through the features, blocks of three",
-             feedback="calibrated_features", block_size=3),
-        _dfa("dfa-auto", "blocks chosen by alignment", block_size="auto"),
         Arm(name="dfa-lora", words="DFA, calibrated, LoRA (A and B)", settings={"rule": "dfa"},
             kind="lora"),
         _backprop("bp-float32", "calibrated A, float32 base", base_dtype="float32"),
         _dfa("dfa-float32", "calibrated, calibrated A, float32 base", base_dtype="float32"),
+        Arm(name="bp-checkpointed", words="backprop, calibrated A, checkpointed (MeBP)",
+            settings={"rule": "backprop_checkpointed"}, cost_only=True),
+        Arm(name="bp-int8", words="backprop, calibrated A, int8 both ways",
+            settings={"rule": "backprop", "backward": "int8"}, cost_only=True),
         Arm(name="bp-frozen-a", words="backprop, random frozen A", kind="lora_frozen_a",
             settings={"rule": "backprop"}, study=True),
+        _dfa("dfa-positions", "calibrated for each position", study=True,
+             feedback_positions="each"),
+        _dfa("dfa-blocks-3", "through the features, blocks of three", study=True,
+             feedback="calibrated_features", block_size=3),
+        _dfa("dfa-auto", "blocks chosen by alignment", study=True, block_size="auto"),
         _dfa("dfa-random", "random", study=True, feedback="random"),
         _dfa("dfa-sign", "sign-concordant", study=True, feedback="sign"),
         _dfa("dfa-broadcast", "broadcast", study=True, feedback="broadcast"),

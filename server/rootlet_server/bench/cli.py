@@ -34,6 +34,7 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="one task, four rows, two seeds: does it run?")  # fmt: skip
     add("--no-cost", action="store_true", help="leave out times, memory and bytes")
     add("--no-private", action="store_true", help="leave out the private rows")
+    add("--no-continual", action="store_true", help="leave out the five-task sequence")
 
 
 def _at_least_one(text: str) -> int:
@@ -57,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         cost=not arguments.no_cost,
         private=not arguments.no_private,
+        continual=not arguments.no_continual,
     )
     run_bench(config, console)
     return 0

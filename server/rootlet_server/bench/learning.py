@@ -1,4 +1,4 @@
-"""The scoreboard's run: cells, costs, private rows, then the table and the plots."""
+"""The scoreboard's run: cells, private rows, the sequence, costs; then the table and the plots."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from rich.progress import (
 )
 
 from rootlet_runtime.errors import RootletError
+from rootlet_server.bench import continual_cells, private
 from rootlet_server.bench.arms import ARMS
+from rootlet_server.bench.continual_cells import ContinualCell
 from rootlet_server.bench.measure import CostCell
-from rootlet_server.bench.plots import plot_accuracy, plot_gaps
-from rootlet_server.bench.private import private_cells
+from rootlet_server.bench.plots import plot_accuracy, plot_gaps, plot_private
+from rootlet_server.bench.private import PrivateCell
 from rootlet_server.bench.run import work_off
 from rootlet_server.bench.store import Store
 from rootlet_server.bench.suite import TASKS, Cell, first_cells, further_cells
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
 QUICK_TASKS, QUICK_ARMS, QUICK_SEEDS = ("digits-2",), ("head", "bp-lora", "bp", "dfa"), 2
 PRIVATE_SEEDS = 3
-COST_ARMS = ("bp", "bp-lora", "dfa", "dfa-features", "dfa-blocks", "head")
+COST_ARMS = (
+    "bp", "bp-int8", "bp-checkpointed", "bp-lora", "bp-float32", "dfa", "dfa-features",
+    "dfa-blocks", "dfa-lora", "dfa-float32", "head",
+)  # fmt: skip
 CELLS, PAGE = "cells.jsonl", "learning.md"
 
 
@@ -52,7 +57,7 @@ class BenchConfig:
         seeds: drawings of each task; None takes each task's own number.
         workers: processes of one thread each.
         quick: one task, four rows, two seeds, no costs and no private rows.
-        cost, private: whether these parts run.
+        cost, private, continual: whether these parts run.
     """
 
     out: Path
@@ -63,6 +68,7 @@ class BenchConfig:
     quick: bool = False
     cost: bool = True
     private: bool = True
+    continual: bool = True
 
     def __post_init__(self) -> None:
         for what, given, known in (("task", self.tasks, TASKS), ("rule", self.arms, ARMS)):
@@ -79,6 +85,10 @@ def run_bench(config: BenchConfig, console: Console) -> Path:
     store = Store(config.out / CELLS)
 
     def follow(cell: Any, record: dict[str, Any]) -> list[Any]:
+        if isinstance(cell, PrivateCell):
+            return list(private.further_cells(cell, record, config.seeds or PRIVATE_SEEDS))
+        if isinstance(cell, ContinualCell):
+            return list(continual_cells.further_cells(cell, record))
         return further_cells(cell, record, seeds) if isinstance(cell, Cell) else []
 
     def work(title: str, cells: Iterable[Any], workers: int) -> list[dict[str, Any]]:
@@ -87,8 +97,9 @@ def run_bench(config: BenchConfig, console: Console) -> Path:
 
     records = work("accuracy", first_cells(tasks, arms, seeds), config.workers)
     if config.private and not config.quick:
-        cells = private_cells(arms, config.seeds or PRIVATE_SEEDS)
-        records += work("private", cells, config.workers)
+        records += work("private", private.first_cells(arms), config.workers)
+    if config.continual and not config.quick:
+        records += work("continual", continual_cells.first_cells(), config.workers)
     if config.cost and not config.quick:
         timed = tuple(arm for arm in COST_ARMS if arm in arms)
         if timed:  # alone on the machine: one worker
@@ -97,6 +108,7 @@ def run_bench(config: BenchConfig, console: Console) -> Path:
     page.write_text(scoreboard(records, machine()))
     plot_accuracy(config.out / "accuracy.png", records)
     plot_gaps(config.out / "gaps.png", records)
+    plot_private(config.out / "private.png", records)
     console.print(f"wrote {page}")
     return page
 

@@ -17,14 +17,18 @@ import numpy as np
 
 from rootlet_runtime import Bundle
 from rootlet_runtime.batches import gather
+from rootlet_runtime.energy import Work, count_work
 from rootlet_runtime.engines import Engine, open_engine
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import zeros
 from rootlet_server.bench.arms import ARMS
 from rootlet_server.bench.suite import TASKS, drawn
+from rootlet_server.bench.summary import CONTROL
 from rootlet_server.compiler.compile import compile_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rootlet_server.bench.problem import Problem
     from rootlet_server.compiler.compile import CompiledBundle
 
@@ -41,7 +45,7 @@ class CostCell:
     arms: tuple[str, ...]
     arm: str = "cost"
     seed: int = 0
-    version: int = 1
+    version: int = 2
 
     @property
     def key(self) -> str:
@@ -66,9 +70,8 @@ class CostCell:
                 arm: {
                     **bundle.manifest.cost,
                     "step_ms": statistics.median(times[arm]) * 1e3,
-                    "of_backprop": statistics.median(
-                        a / b for a, b in zip(times[arm], times[self.arms[0]], strict=True)
-                    ),
+                    "of_backprop": _ratio(times[arm], times.get(CONTROL)),
+                    "estimated_uj": 1e6 * _work(bundle.manifest.cost, size).estimated_j,
                     "peak_mib": _peak_mib(bundle.path, data, size),
                     "bundle_bytes": _bytes_of(bundle.path),
                     "update_bytes": 4 * sum(v.numel() for v in bundle.built.adapter.values()),
@@ -82,6 +85,17 @@ class CostCell:
             "costs": rows_of_table,
             "seconds": time.monotonic() - started,
         }
+
+
+def _ratio(own: list[float], control: list[float] | None) -> float | None:
+    """Median over paired steps; None where the control was not asked for."""
+    if control is None:
+        return None
+    return statistics.median(a / b for a, b in zip(own, control, strict=True))
+
+
+def _work(cost: Mapping[str, int], size: int) -> Work:
+    return count_work(cost, train_examples=size, train_batches=1)
 
 
 def _compile(arm: str, task: str, problem: Problem, out: Path) -> CompiledBundle:

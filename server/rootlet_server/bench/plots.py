@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rootlet_server.bench.arms import ARMS
 from rootlet_server.bench.suite import TASKS
-from rootlet_server.bench.summary import CONTROL, FLOOR, RIVAL, gap, rows
+from rootlet_server.bench.summary import CONTROL, FLOOR, RIVAL, by_epsilon, deviation, gap, rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,4 +71,29 @@ def plot_gaps(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set(ylabel="points from backprop, calibrated A")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def plot_private(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each private row: accuracy by epsilon, with standard deviations over seeds."""
+    found = by_epsilon(records)
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for arm, by in found.items():
+        axes.errorbar(
+            range(len(by)),
+            [np.mean(tests) for tests in by.values()],
+            yerr=[np.nan_to_num(deviation(tests)) for tests in by.values()],
+            fmt="o-",
+            capsize=3,
+            label=ARMS[arm].words,
+        )
+    for by in list(found.values())[:1]:
+        names = ["none" if epsilon is None else f"{epsilon:g}" for epsilon in by]
+        axes.set_xticks(range(len(by)), names)
+    axes.set(xlabel="epsilon", ylabel="accuracy, %")
+    axes.grid(alpha=0.3)
+    if found:
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=130)

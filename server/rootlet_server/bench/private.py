@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-EXAMPLES, EPOCHS, SAMPLE_RATE = 2000, 12, 0.05
+EXAMPLES, EPOCHS, SAMPLE_RATE = 2000, 10, 0.05
 DELTA = 1e-5
-MAX_GRAD_NORM = 0.3
-EPSILONS = (8.0, 4.0, 1.0)
+MAX_GRAD_NORM, UNCLIPPED = 0.3, 1e9
+EPSILONS = (None, 8.0, 4.0, 1.0)
+"""None: neither clipping nor noise."""
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 ARMS_TRIED = ("head", "bp-lora", "bp", "dfa", "dfa-lora")
 TASK = "private"
@@ -45,8 +46,10 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-7
 
 
 @lru_cache
-def noise_multiplier(epsilon: float, steps: int, sample_rate: float) -> float:
+def noise_multiplier(epsilon: float | None, steps: int, sample_rate: float) -> float:
     """Standard deviation by the clip that spends epsilon at ``DELTA`` in so many steps."""
+    if epsilon is None:
+        return 0.0
     package_folder("dp_accounting", TASK)
     import dp_accounting  # noqa: PLC0415
     from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
@@ -76,15 +79,14 @@ def drawn(seed: int) -> Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateCell:
-    """One arm and seed at every epsilon and rate."""
+    """One arm and seed at some (epsilon, rate) pairs; seed 0 has every rate at every epsilon."""
 
     arm: str
     seed: int
-    epsilons: tuple[float, ...] = EPSILONS
-    rates: tuple[float, ...]
+    grid: tuple[tuple[float | None, float], ...]
     epochs: int = EPOCHS
     task: str = TASK
-    version: int = 1
+    version: int = 2
 
     @property
     def key(self) -> str:
@@ -99,41 +101,41 @@ class PrivateCell:
         problem = drawn(self.seed)
         built = ARMS[self.arm].build(problem, self.seed)
         steps = round(self.epochs / SAMPLE_RATE)
-        sigma = [noise_multiplier(epsilon, steps, SAMPLE_RATE) for epsilon in self.epsilons]
-        grid = [(s, rate) for s in sigma for rate in self.rates]
+        grid = [(noise_multiplier(e, steps, SAMPLE_RATE), rate) for e, rate in self.grid]
         trained = train_privately(built, problem, grid, steps=steps, seed=self.seed)
         validation, test = (
             accuracies(built, trained, data, stacked=True)
             for data in (problem.validation, problem.test)
         )
-        settings = [(epsilon, rate) for epsilon in self.epsilons for rate in self.rates]
         return {
             "key": self.key,
             **asdict(self),
-            "noise_multipliers": sigma,
             "runs": [
-                {"epsilon": epsilon, "rate": rate, "validation": v, "test": t}
-                for (epsilon, rate), v, t in zip(settings, validation, test, strict=True)
+                {"epsilon": epsilon, "rate": rate, "noise_multiplier": sigma, "validation": v,
+                 "test": t}
+                for (epsilon, rate), (sigma, _), v, t in zip(
+                    self.grid, grid, validation, test, strict=True
+                )
             ],
             "seconds": time.monotonic() - started,
-        }
+        }  # fmt: skip
 
 
 def train_privately(
     built: Built, problem: Problem, grid: list[tuple[float, float]], *, steps: int, seed: int
 ) -> Trained:
-    """DP-SGD for every (noise multiplier, rate) of the grid at once."""
+    """DP-SGD for every (noise multiplier, rate) of the grid at once; without noise, SGD."""
     step, data = built.step, problem.train
     sigma_R, rate_R = (torch.tensor(column) for column in zip(*grid, strict=True))
-    clip = torch.tensor(MAX_GRAD_NORM)
+    clip_R = torch.where(sigma_R > 0, MAX_GRAD_NORM, UNCLIPPED)
 
-    def clipped(adapter: Tensors, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def clipped(adapter: Tensors, clip: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = step.gradients(
             built.frozen, adapter, x, y, torch.ones(len(y)), clip
         )[3]
         return sums
 
-    run = torch.func.vmap(clipped, (0, None, None))
+    run = torch.func.vmap(clipped, (0, 0, None, None))
     adapter = {name: torch.stack([v] * len(grid)) for name, v in built.adapter.items()}
     m, v = ({name: torch.zeros_like(p) for name, p in adapter.items()} for _ in range(2))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -141,9 +143,9 @@ def train_privately(
     with torch.no_grad():
         for number in range(steps):
             rows = torch.from_numpy(np.flatnonzero(rng.random(len(data)) < SAMPLE_RATE))
-            sums = run(adapter, data.x[rows], data.y[rows])
+            sums = run(adapter, clip_R, data.x[rows], data.y[rows])
             for name, p in adapter.items():
-                spread = (sigma_R * clip).reshape(-1, *[1] * (p.dim() - 1))
+                spread = (sigma_R * clip_R).reshape(-1, *[1] * (p.dim() - 1))
                 noise = torch.randn(p.shape, generator=generator) * spread
                 g = (sums[name] + noise) / expected
                 m[name] = BETA1 * m[name] + (1 - BETA1) * g
@@ -154,11 +156,27 @@ def train_privately(
     return Trained(rates=tuple(float(rate) for rate in rate_R), adapters=adapter)
 
 
-def private_cells(arms: list[str], seeds: int) -> list[PrivateCell]:
-    """The cells of the private table, for those of the asked arms that it compares."""
+def first_cells(arms: list[str]) -> list[PrivateCell]:
+    """The cells that try every rate, for those of the asked arms that the table compares."""
     return [
-        PrivateCell(arm=arm, seed=seed, rates=ARMS[arm].rates(RATES))
+        PrivateCell(
+            arm=arm, seed=0, grid=tuple((e, r) for e in EPSILONS for r in ARMS[arm].rates(RATES))
+        )
         for arm in ARMS_TRIED
         if arm in arms
-        for seed in range(seeds)
     ]
+
+
+def further_cells(tuned: PrivateCell, record: Mapping[str, Any], seeds: int) -> list[PrivateCell]:
+    """The other seeds, at the rate that the first chose for each epsilon."""
+    if tuned.seed:
+        return []
+    chosen = tuple(
+        max(
+            (run for run in record["runs"] if run["epsilon"] == epsilon),
+            key=lambda run: run["validation"],
+        )
+        for epsilon in EPSILONS
+    )
+    grid = tuple((run["epsilon"], run["rate"]) for run in chosen)
+    return [replace(tuned, seed=seed, grid=grid) for seed in range(1, seeds)]

@@ -64,6 +64,7 @@ class Task:
         rates: learning rates, tried alike for every rule.
         seeds: how many drawings the full suite takes.
         stacked: whether the runs of all rates are stepped at once; large models step in turn.
+        studied: whether rows that are there for study run on it.
         origin: data and model with their licences, for the notes of the table.
     """
 
@@ -76,6 +77,7 @@ class Task:
     seeds: int
     stacked: bool
     origin: str
+    studied: bool = True
 
 
 def share(x: Floats | Tensor, y: Labels | Tensor) -> Share:

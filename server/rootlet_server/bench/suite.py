@@ -126,8 +126,10 @@ def first_cells(tasks: list[str], arms: list[str], seeds: int | None) -> list[Ce
     cells = [
         Cell(task=name, arm=arm, seed=seed, rates=ARMS[arm].rates(task.rates), epochs=task.epochs)
         for arm in arms
+        if not ARMS[arm].cost_only
         for name in tasks
         for task in [TASKS[name]]
+        if task.studied or not ARMS[arm].study
         for seed in range(seeds_of(task, arm, seeds) if task.stacked else 1)
     ]
     return sorted(cells, key=lambda cell: cell.seed)

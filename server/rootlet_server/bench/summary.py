@@ -161,3 +161,32 @@ def default_arm(table: Mapping[str, Row]) -> str:
 def clearly_behind(found: Gap | None) -> bool:
     """Whether a difference is negative and no tie."""
     return found is not None and found.points < 0 and not found.is_tie
+
+
+def by_epsilon(
+    records: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[float | None, list[float]]]:
+    """Of each private row: test accuracies in percent by epsilon, largest budget first.
+
+    The rate of each row and epsilon is the one that the first seed chose on validation data, which
+    is the one that all seeds have.
+    """
+    tried: dict[str, dict[float | None, dict[float, list[tuple[float, float]]]]] = {}
+    for record in records:
+        if record["task"] == "private":
+            for run in record["runs"]:
+                by_rate = tried.setdefault(record["arm"], {}).setdefault(run["epsilon"], {})
+                by_rate.setdefault(run["rate"], []).append((run["validation"], 100 * run["test"]))
+    return {
+        arm: {
+            epsilon: [test for _, test in max(by_rate.values(), key=_seeds_and_validation)]
+            for epsilon, by_rate in sorted(
+                by.items(), key=lambda item: -math.inf if item[0] is None else -item[0]
+            )
+        }
+        for arm, by in tried.items()
+    }
+
+
+def _seeds_and_validation(scores: list[tuple[float, float]]) -> tuple[int, float]:
+    return len(scores), float(np.mean([validation for validation, _ in scores]))

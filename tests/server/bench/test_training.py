@@ -60,7 +60,9 @@ def test_one_example_moves_the_clipped_sum_by_no_more_than_the_bound(problem):
     built = ARMS["dfa"].build(problem, 0)
     x, y, clip = problem.train.x[:8], problem.train.y[:8], torch.tensor(MAX_GRAD_NORM)
     x = torch.cat([x[:7], 1e4 * x[7:]])
-    y = torch.cat([y[:7], (y[7:] + 1) % 10])  # wrong, and sure of it: nothing is left of a loss of 0
+    y = torch.cat(
+        [y[:7], (y[7:] + 1) % 10]
+    )  # wrong, and sure of it: nothing is left of a loss of 0
     with_it, without = (
         built.step.gradients(built.frozen, built.adapter, x, y, w, clip)[3]
         for w in (torch.ones(8), torch.cat([torch.ones(7), torch.zeros(1)]))
