@@ -84,7 +84,7 @@ def _backprop(name: str, words: str, kind: AdapterKind = "calibrated", **setting
     return Arm(name=name, words=f"backprop, {words}", settings=settings, kind=kind)
 
 
-# The most important rows come first: that is the order in which they are run.
+# The most important rows come first: that is the order in which they are run, study at the end.
 ARMS = {
     arm.name: arm
     for arm in (
@@ -96,9 +96,11 @@ ARMS = {
         _dfa("dfa-blocks", "through the features, blocks of two",
              feedback="calibrated_features", block_size=2),
         Arm(name="dfa-lora", words="DFA, calibrated, LoRA (A and B)", settings={"rule": "dfa"},
-            kind="lora"),
-        _backprop("bp-float32", "calibrated A, float32 base", base_dtype="float32"),
-        _dfa("dfa-float32", "calibrated, calibrated A, float32 base", base_dtype="float32"),
+            kind="lora", study=True),
+        Arm(name="bp-float32", words="backprop, calibrated A, float32 base",
+            settings={"rule": "backprop", "base_dtype": "float32"}, study=True),
+        _dfa("dfa-float32", "calibrated, calibrated A, float32 base", study=True,
+             base_dtype="float32"),
         Arm(name="bp-checkpointed", words="backprop, calibrated A, checkpointed (MeBP)",
             settings={"rule": "backprop_checkpointed"}, cost_only=True),
         Arm(name="bp-int8", words="backprop, calibrated A, int8 both ways",

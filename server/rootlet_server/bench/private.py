@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-EXAMPLES, EPOCHS, SAMPLE_RATE = 2000, 10, 0.05
+EXAMPLES, EPOCHS, SAMPLE_RATE = 2000, 8, 0.05
 DELTA = 1e-5
 MAX_GRAD_NORM, UNCLIPPED = 0.3, 1e9
 EPSILONS = (None, 8.0, 4.0, 1.0)
 """None: neither clipping nor noise."""
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 ARMS_TRIED = ("head", "bp-lora", "bp", "dfa", "dfa-blocks", "dfa-lora")
 TASK = "private"
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-7

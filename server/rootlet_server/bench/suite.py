@@ -116,7 +116,8 @@ def seeds_of(task: Task, arm: str, asked: int | None) -> int:
 def first_cells(tasks: list[str], arms: list[str], seeds: int | None) -> list[Cell]:
     """The cells that try every rate: all seeds of stacked tasks, one of the others.
 
-    Seed by seed, so that a run that is cut short has compared all rows on what it has.
+    Seed by seed, and rows for study last, so that a run that is cut short has compared what the
+    defaults follow from.
 
     Args:
         tasks: names.
@@ -132,7 +133,7 @@ def first_cells(tasks: list[str], arms: list[str], seeds: int | None) -> list[Ce
         if task.studied or not ARMS[arm].study
         for seed in range(seeds_of(task, arm, seeds) if task.stacked else 1)
     ]
-    return sorted(cells, key=lambda cell: cell.seed)
+    return sorted(cells, key=lambda cell: (ARMS[cell.arm].study, cell.seed))
 
 
 def further_cells(tuned: Cell, record: dict[str, Any], seeds: int | None) -> list[Cell]:

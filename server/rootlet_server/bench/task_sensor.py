@@ -130,9 +130,9 @@ TASKS = (
         architecture="1D CNN",
         make=sensor,
         batch_size=16,
-        epochs=(15,),
-        rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        seeds=5,
+        epochs=(12,),
+        rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        seeds=3,
         stacked=False,
         origin="smartwatch recordings of shoulder exercises by ten people (Burns et al. 2018) in "
         "seglearn (BSD-3-Clause)",
