@@ -8,23 +8,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
+    from rootlet_server.compiler import (
+        BlockBudget,
+        CompileConfig,
+        LoraConfig,
+        MixedConfig,
+        PrivacyConfig,
+        TrainingConfig,
+        compile_bundle,
+    )
     from rootlet_server.federation import ServeConfig, ServeResult, serve
 
 _MODULES = {
+    "BlockBudget": "rootlet_server.compiler",
     "CompileConfig": "rootlet_server.compiler",
     "LoraConfig": "rootlet_server.compiler",
+    "MixedConfig": "rootlet_server.compiler",
+    "PrivacyConfig": "rootlet_server.compiler",
     "ServeConfig": "rootlet_server.federation",
     "ServeResult": "rootlet_server.federation",
+    "TrainingConfig": "rootlet_server.compiler",
     "compile_bundle": "rootlet_server.compiler",
     "serve": "rootlet_server.federation",
 }
 
 __all__ = [
+    "BlockBudget",
     "CompileConfig",
     "LoraConfig",
+    "MixedConfig",
+    "PrivacyConfig",
     "ServeConfig",
     "ServeResult",
+    "TrainingConfig",
     "compile_bundle",
     "serve",
 ]

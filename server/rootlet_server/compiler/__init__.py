@@ -2,6 +2,7 @@
 
 from rootlet_server.compiler.alignment import AlignmentReport, alignment
 from rootlet_server.compiler.build import Built, build
+from rootlet_server.compiler.choice_config import BlockBudget, MixedConfig
 from rootlet_server.compiler.compile import CompiledBundle, compile_bundle
 from rootlet_server.compiler.config import CompileConfig, LoraConfig, PrivacyConfig, TrainingConfig
 from rootlet_server.compiler.errors import (
@@ -13,6 +14,7 @@ from rootlet_server.compiler.errors import (
 
 __all__ = [
     "AlignmentReport",
+    "BlockBudget",
     "Built",
     "CalibrationError",
     "CompileConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "CompiledBundle",
     "ExportError",
     "LoraConfig",
+    "MixedConfig",
     "PrivacyConfig",
     "TrainingConfig",
     "UnsupportedModelError",

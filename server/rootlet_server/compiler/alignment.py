@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rootlet_server.compiler.errors import CalibrationError
+from rootlet_server.compiler.remedies import remedies
 from rootlet_server.compiler.rules import RULES, Batch
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ class LayerAlignment:
         cosine: between the rule's gradient and the true one; None where the true gradient is zero
             and 0 where only the rule's is.
         norm_ratio: the rule's norm by the true one's; None where the true gradient is zero.
+        remedy: the options that would change its credit, in words; none for the head.
     """
 
     module: str
     cosine: float | None
     norm_ratio: float | None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +88,7 @@ class AlignmentReport:
         """A sentence for each layer below the floor, with what can be done about it."""
         return tuple(
             f"{layer.module}: the {self.rule} gradient has cosine {layer.cosine:.2f} with the "
-            f"true one; under {self.floor:g} it learns slowly or not at all. Pass its credit down "
-            "in blocks of layers, calibrate the feedback again on data like the device's, leave "
-            "the layer out of target_modules, or use rule='backprop'."
+            f"true one; under {self.floor:g} it learns slowly or not at all. {layer.remedy}"
             for layer in self.below
         )
 
@@ -139,21 +140,28 @@ def alignment(
                 g, t = found[name].double(), gradient.double()
                 products = torch.stack([(g * t).sum(), (g * g).sum(), (t * t).sum()])
                 sums[name.rpartition(".")[0]] += products
+    advice = remedies(built, rule)
     return AlignmentReport(
         rule=rule,
         labels="drawn from the base's predictions" if y is None else "given",
         examples=len(x),
         floor=floor,
-        layers=tuple(_layer(module, total) for module, total in sums.items()),
+        layers=tuple(
+            _layer(module, total, advice.get(module, "")) for module, total in sums.items()
+        ),
     )
 
 
-def _layer(module: str, sums: Tensor) -> LayerAlignment:
+def _layer(module: str, sums: Tensor, remedy: str) -> LayerAlignment:
     product, rule, true = (float(value) for value in sums)
     if true == 0:
-        return LayerAlignment(module=module, cosine=None, norm_ratio=None)
-    cosine = product / (rule * true) ** 0.5 if rule else 0.0
-    return LayerAlignment(module=module, cosine=cosine, norm_ratio=(rule / true) ** 0.5)
+        return LayerAlignment(module=module, cosine=None, norm_ratio=None, remedy=remedy)
+    return LayerAlignment(
+        module=module,
+        cosine=product / (rule * true) ** 0.5 if rule else 0.0,
+        norm_ratio=(rule / true) ** 0.5,
+        remedy=remedy,
+    )
 
 
 def _batches(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from rootlet_server.compiler.block_choice import BlockChoice
     from rootlet_server.compiler.config import CompileConfig, LayerDtype
     from rootlet_server.compiler.ranks import SiteRank
     from rootlet_server.compiler.sensitivity import LayerPrecision
@@ -60,6 +61,7 @@ class Built:
         precision: what was measured and chosen by layer, where the base is ``mixed``.
         ranks: what every adapted layer got.
         left_out: the Linear layers and convolutions without an adapter, and why.
+        blocks: what ``block_size="auto"`` chose, where it was asked to.
     """
 
     step: Step
@@ -69,6 +71,7 @@ class Built:
     precision: tuple[LayerPrecision, ...] = ()
     ranks: tuple[SiteRank, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
+    blocks: BlockChoice | None = None
 
 
 def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
@@ -182,15 +185,14 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     adapter = initial_adapter(program, sites, head, ranks, trains_a=lora.trains_a, seed=config.seed)
     without = {head.weight, *([head.bias] if head.bias else [])}
     a = frozen_a(sites, lora, ranks, products, seed=config.seed)
+    float_frozen = freeze(program, "float32", without=without) | a
     if RULES[rule].local_heads:
-        adapter |= initial_local_heads(
-            learner, freeze(program, "float32", without=without) | a, adapter, x
-        )
+        adapter |= initial_local_heads(learner, float_frozen, adapter, x)
     feedback = {}
     if RULES[rule].needs_feedback:
         feedback = make_feedback(
             learner,
-            freeze(program, "float32", without=without) | a,
+            float_frozen,
             adapter,
             x,
             form=config.feedback_form,
@@ -237,4 +239,6 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         ranks=rank_table(sites, ranks, products, trains_a=lora.trains_a),
         left_out=left_out,
     )
-    return choose_blocks(built, x, config) if config.block_size == "auto" else built
+    if rule == "dfa_blocks" and config.block_size == "auto":
+        return choose_blocks(built, float_frozen, x, config)
+    return built

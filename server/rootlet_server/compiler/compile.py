@@ -22,13 +22,18 @@ from rootlet_runtime.manifest import (
 )
 from rootlet_runtime.optimizers import resolve_hyperparameters
 from rootlet_runtime.writer import encode_adapter, write_bundle
-from rootlet_server.compiler.build import DTYPES, Built, build
+from rootlet_server.compiler.alignment import AlignmentReport, alignment
+from rootlet_server.compiler.block_choice import LARGEST_SAMPLE
+from rootlet_server.compiler.build import DTYPES, Built, as_calibration, build
 from rootlet_server.compiler.capture import Captured, GraphName, capture
+from rootlet_server.compiler.choices import alignment_line, choices
 from rootlet_server.compiler.config import CompileConfig
 from rootlet_server.compiler.cost import count_cost
 from rootlet_server.compiler.export_litert import require_converter, to_litert, verify_litert
 from rootlet_server.compiler.export_onnx import share_weights, to_onnx
+from rootlet_server.compiler.jacobians import sparse_noise
 from rootlet_server.compiler.private_budget import private_advice
+from rootlet_server.compiler.rules import RULES
 from rootlet_server.compiler.verify import verify_export
 
 if TYPE_CHECKING:
@@ -55,6 +60,9 @@ class CompiledBundle:
         worst_disagreement: largest norm-wise relative difference between the step and the exported
             graph, seen while checking them against each other.
         advice: what the scoreboard knows to be better than what was asked for.
+        choices: what the compiler chose, in words: ranks, layers left out, precision, blocks.
+        alignment: cosines with the true gradient by layer; None where the rule's own is exact, or
+            exact on average.
     """
 
     path: Path
@@ -62,6 +70,8 @@ class CompiledBundle:
     built: Built
     worst_disagreement: float
     advice: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    alignment: AlignmentReport | None = None
 
 
 def compile_bundle(
@@ -91,7 +101,8 @@ def compile_bundle(
         signing_key: the publisher's Ed25519 key; None writes an unsigned bundle, which devices
             refuse.
         out: where the bundle goes; replaced only when the new one is whole.
-        progress: called with a few words as each stage begins.
+        progress: called with a few words as each stage begins, and with a line for everything
+            that was chosen, measured or is worth a warning.
 
     Returns:
         The path, the manifest and the step.
@@ -108,6 +119,14 @@ def compile_bundle(
     say = progress or (lambda _: None)
     say("tracing and calibrating")
     built = build(model, calibration_x, config)
+    chosen = choices(built)
+    for line in chosen:
+        say(line)
+    report = _aligned(built, as_calibration(calibration_x), config)
+    if report is not None:
+        say(alignment_line(report))
+        for warning in report.warnings():
+            say(f"warning: {warning}")
     captured, models = {}, {}
     roles = ROLES if config.privacy is None else (*ROLES, "grads")
     roles = roles if built.step.latent is None else (*roles, "encode")
@@ -144,7 +163,20 @@ def compile_bundle(
         built=built,
         worst_disagreement=worst,
         advice=advice,
+        choices=chosen,
+        alignment=report,
     )
+
+
+def _aligned(built: Built, x: Tensor, config: CompileConfig) -> AlignmentReport | None:
+    """Over the rows that blocks are chosen by; noise where nothing may be read off the data."""
+    if not RULES[built.step.rule].biased or not built.step.learner.sites:
+        return None
+    if built.blocks is not None:
+        return built.blocks.report
+    if config.calibration == "noise":
+        x = sparse_noise(x, config.seed)
+    return alignment(built, x[:LARGEST_SAMPLE])
 
 
 def _adapter_kind(step: Step, config: CompileConfig) -> str:

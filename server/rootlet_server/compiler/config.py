@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from rootlet_runtime.optimizers import resolve_hyperparameters
 from rootlet_runtime.schedule import RateSchedule
+from rootlet_server.compiler.choice_config import BlockBudget, MixedConfig
 from rootlet_server.compiler.errors import CompileError
+from rootlet_server.compiler.option_checks import check_sizes, one_of, positive, refuse_unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LARGEST_BATCH = 4096
 EXPLAINED_VARIANCE = "explained_variance"
+EXPLAINED_SHARE = 0.99
 
 AdapterKind = Literal["calibrated", "lora", "lora_frozen_a"]
 ADtype = Literal["int8", "float32"]
@@ -33,20 +35,11 @@ LayerDtype = Literal["int8", "float32", "int4"]
 Backward = Literal["int8", "float32"]
 
 
-def _one_of(name: str, value: object, choices: object) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise CompileError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
-
-
-def _positive(name: str, value: float, remedy: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise CompileError(f"{name}={value!r} must be a positive number. {remedy}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters: a site's output becomes ``W h + b + (alpha / rank) B A h``.
+
+    Rule ``head_only`` has none and reads nothing of this.
 
     Attributes:
         kind: ``calibrated`` freezes A at the main directions of the site's inputs over the
@@ -69,19 +62,19 @@ class LoraConfig:
 
     kind: AdapterKind = "calibrated"
     rank: int | Literal["explained_variance"] = 32
-    explained_variance: float = 0.99
+    explained_variance: float = EXPLAINED_SHARE
     adapter_bytes: int | None = None
     alpha: float | None = None
     target_modules: tuple[str, ...] | None = None
     a_dtype: ADtype | None = None
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, AdapterKind)
+        one_of("kind", self.kind, AdapterKind)
         self._check_rank()
         if self.alpha is not None:
-            _positive("alpha", self.alpha, "Leave it out for 2 * rank.")
+            positive("alpha", self.alpha, "Leave it out for 2 * rank.")
         if self.a_dtype is not None:
-            _one_of("a_dtype", self.a_dtype, ADtype)
+            one_of("a_dtype", self.a_dtype, ADtype)
             if self.trains_a:
                 raise CompileError(
                     f"a_dtype={self.a_dtype!r}: kind='lora' trains A, in float32. Leave it out."
@@ -112,6 +105,16 @@ class LoraConfig:
                 f"adapter_bytes={self.adapter_bytes!r} bounds rank='explained_variance' only; "
                 f"leave it out for rank={self.rank}."
             )
+        elif self.explained_variance != EXPLAINED_SHARE:
+            raise CompileError(
+                f"explained_variance={self.explained_variance!r} is not read: rank={self.rank} is "
+                "fixed. Leave it out, or use rank='explained_variance'."
+            )
+
+    @property
+    def rank_is_chosen(self) -> bool:
+        """Whether the rank goes by explained variance."""
+        return self.rank == EXPLAINED_VARIANCE
 
     @property
     def trains_a(self) -> bool:
@@ -138,7 +141,7 @@ class TrainingConfig:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive("learning_rate", self.learning_rate, "0.01 is usual.")
+        positive("learning_rate", self.learning_rate, "0.01 is usual.")
         for name in ("batch_size", "epochs"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -147,26 +150,6 @@ class TrainingConfig:
             RateSchedule(decay=self.decay, warmup=self.warmup)
         except ValueError as error:
             raise CompileError(f"training: {error}.") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixedConfig:
-    """How ``base_dtype="mixed"`` chooses a precision for every layer.
-
-    Attributes:
-        tolerance: a layer takes the smallest dtype that changes the outputs by no more than this:
-            nats of KL divergence for classification, share of the variance for regression.
-        budget_bytes: of the frozen base, adapters and feedback apart; layers are made smaller, the
-            least damage per byte first, until it fits. None sets no bound.
-    """
-
-    tolerance: float = 1e-3
-    budget_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        _positive("mixed.tolerance", self.tolerance, "1e-3 is usual.")
-        if self.budget_bytes is not None:
-            _positive("mixed.budget_bytes", self.budget_bytes, "None sets no bound.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +167,7 @@ class PrivacyConfig:
 
     def __post_init__(self) -> None:
         if self.target_epsilon is not None:
-            _positive("privacy.target_epsilon", self.target_epsilon, "None states none.")
+            positive("privacy.target_epsilon", self.target_epsilon, "None states none.")
         if not 0 < self.delta < 1:
             raise CompileError(f"privacy.delta={self.delta!r} must lie in 0..1; 1e-5 is usual.")
 
@@ -208,18 +191,19 @@ class CompileConfig:
         block_size: K, the sites of a block under rule ``dfa``: feedback arrives at the top of a
             block and is passed down exactly inside it. 1 is a block for each site, ``"all"`` is
             backpropagation, ``"auto"`` chooses by measured alignment under ``block_budget``.
-        block_budget: the most multiply-accumulates ``"auto"`` may spend, relative to backprop's.
+        block_budget: what ``"auto"`` may spend.
         attention: whether attention's queries and keys are left out, or adapted by ``local``
             credit: through the softmax, exactly, from the error at attention's output.
-        calibration: ``noise`` calibrates feedback and A on sparse noise in the range of the
-            calibration data, and on none of its examples.
+        calibration: ``noise`` calibrates feedback, A, ranks, the ranges of int8 convolutions, the
+            choice of precision and local heads on sparse noise in the range of the calibration
+            data, and on none of its examples.
         adapter: the low-rank adapters.
         base_dtype: ``int8`` quantises the frozen weights and the activations they multiply, row by
             row before linear layers and by measured ranges before convolutions; ``int4`` the
             weights of linear layers alone; ``mixed`` chooses by layer.
         mixed: how ``mixed`` chooses.
-        backward: whether backprop's products with an int8 base are in int8 too; no other rule has
-            any.
+        backward: whether the products that pass an error down through linear layers of an int8
+            base are in int8 too: those of backprop, and inside the blocks of rule ``dfa``.
         latent: cut the model at the end of its frozen prefix: devices compute the prefix once an
             example, train on its output and may keep it for replay.
         distillation: let the train graph take a teacher's outputs beside the labels.
@@ -247,7 +231,7 @@ class CompileConfig:
     feedback_positions: Positions = "shared"
     calibration: Calibration = "data"
     block_size: int | Literal["all", "auto"] = 1
-    block_budget: float = 0.8
+    block_budget: BlockBudget = field(default_factory=BlockBudget)
     attention: Attention = "skip"
     adapter: LoraConfig = field(default_factory=LoraConfig)
     base_dtype: BaseDtype = "int8"
@@ -269,53 +253,37 @@ class CompileConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, Task)
-        _one_of("rule", self.rule, RuleName)
-        _one_of("feedback", self.feedback, FeedbackName)
-        _one_of("feedback_form", self.feedback_form, FeedbackForm)
-        _one_of("calibration", self.calibration, Calibration)
-        _one_of("feedback_positions", self.feedback_positions, Positions)
-        _one_of("attention", self.attention, Attention)
-        _positive("block_budget", self.block_budget, "0.8 is usual.")
-        whole = isinstance(self.block_size, int) and self.block_size >= 1
-        if not whole and self.block_size not in ("all", "auto"):
+        one_of("task", self.task, Task)
+        one_of("rule", self.rule, RuleName)
+        one_of("feedback", self.feedback, FeedbackName)
+        one_of("feedback_form", self.feedback_form, FeedbackForm)
+        one_of("calibration", self.calibration, Calibration)
+        one_of("feedback_positions", self.feedback_positions, Positions)
+        one_of("attention", self.attention, Attention)
+        if not isinstance(self.block_budget, BlockBudget):
             raise CompileError(
-                f"block_size={self.block_size!r} must be a whole number of at least 1, 'all' or "
-                "'auto'."
+                f"block_budget={self.block_budget!r} must be a BlockBudget(time=..., memory=...)."
             )
-        if not isinstance(self.feedback_rank, int) or self.feedback_rank < 1:
-            raise CompileError(
-                f"feedback_rank={self.feedback_rank!r} must be a whole number of at least 1."
-            )
-        _one_of("base_dtype", self.base_dtype, BaseDtype)
-        _one_of("backward", self.backward, Backward)
-        _one_of("optimizer", self.optimizer, OptimizerName)
+        one_of("base_dtype", self.base_dtype, BaseDtype)
+        one_of("backward", self.backward, Backward)
+        one_of("optimizer", self.optimizer, OptimizerName)
         try:
             resolve_hyperparameters(self.optimizer, self.hyperparameters)
         except ValueError as error:
             raise CompileError(f"{error}.") from error
         if self.max_gradient_norm is not None:
-            _positive("max_gradient_norm", self.max_gradient_norm, "None clips nothing.")
+            positive("max_gradient_norm", self.max_gradient_norm, "None clips nothing.")
         if not isinstance(self.max_batch, int) or not 2 <= self.max_batch <= LARGEST_BATCH:
             raise CompileError(
                 f"max_batch={self.max_batch!r} must be a whole number from 2 to {LARGEST_BATCH}; "
                 "64 is usual."
             )
-        if self.training.batch_size > self.max_batch:
-            raise CompileError(
-                f"training.batch_size={self.training.batch_size} is larger than "
-                f"max_batch={self.max_batch}. Raise max_batch or lower the batch size."
-            )
-        sizes = self.litert_batches
-        if list(sizes) != sorted(set(sizes)) or not all(1 <= n <= self.max_batch for n in sizes):
-            raise CompileError(
-                f"litert_batches={sizes!r} must be growing whole numbers from 1 to max_batch="
-                f"{self.max_batch}, such as (1, 16)."
-            )
+        check_sizes(self)
+        refuse_unread(self)
         if self.privacy is not None and self.rule == "zeroth_order":
             raise CompileError(
                 "rule='zeroth_order' makes no private steps: its direction is no secret and is "
                 "not released apart. Choose another rule, or privacy=None."
             )
         if self.expires_in_days is not None:
-            _positive("expires_in_days", self.expires_in_days, "None never expires.")
+            positive("expires_in_days", self.expires_in_days, "None never expires.")

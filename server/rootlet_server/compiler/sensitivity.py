@@ -29,7 +29,8 @@ from rootlet_server.compiler.interpret import run
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rootlet_server.compiler.config import LayerDtype, MixedConfig, Task
+    from rootlet_server.compiler.choice_config import MixedConfig
+    from rootlet_server.compiler.config import LayerDtype, Task
     from rootlet_server.compiler.conv_ranges import ConvRanges
     from rootlet_server.compiler.trace import Program
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rootlet_server.compiler import CalibrationError
-from rootlet_server.compiler.alignment import alignment
+from rootlet_server.compiler.alignment import _drawn, alignment
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,43 @@ def test_negated_feedback_has_cosine_minus_one_and_is_warned_of_by_layer(lab, on
     assert found["0"].cosine == pytest.approx(-straight["0"].cosine, abs=1e-9)
     (warning,) = report.warnings()
     assert warning.startswith("0: the dfa gradient has cosine -1.00")
-    for remedy in ("blocks", "feedback", "target_modules", "rule='backprop'"):
+    for remedy in ("block_size='auto'", "Calibrate again", "target_modules", "rule='backprop'"):
         assert remedy in warning
     assert report.lowest == found["0"].cosine
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected", "unfit"),
+    [
+        ("mlp", {"feedback": "random"}, "feedback='calibrated'", "feedback_positions"),
+        ("conv1d", {}, "feedback_positions='each'", "feedback='calibrated'"),
+        ("conv1d", {"feedback_positions": "each"}, "Calibrate again", "feedback_positions"),
+        ("mlp", {"block_size": 2}, "block_size, or block_size='auto'", "block_budget"),
+        ("mlp", {"block_size": "auto"}, "a larger block_budget", "block_size="),
+        ("mlp", {"rule": "local_losses"}, "Use rule='dfa'", "block_size"),
+    ],
+)
+def test_the_remedy_fits_the_layer(lab, name, options, expected, unfit):
+    built = lab.build(lab.case(name), **options)
+    first = built.step.learner.sites[0].module
+    remedy = by_module(alignment(built, lab.case(name).x[:4]))[first].remedy
+    assert expected in remedy
+    assert unfit not in remedy
+    assert "rule='backprop'" in remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target_modules": ("query", "value")}, "through the softmax: attention='local'"),
+        ({"attention": "local"}, "leave queries and keys out: attention='skip'"),
+    ],
+)
+def test_queries_and_keys_have_a_remedy_of_their_own(lab, options, expected):
+    built = lab.build(lab.case("vit"), **options)
+    found = by_module(alignment(built, lab.case("vit").x[:4]))
+    assert expected in found["block.attention.query"].remedy
+    assert "attention=" not in found["block.attention.value"].remedy
 
 
 def test_a_gradient_of_zero_has_no_cosine(lab):
@@ -99,13 +133,32 @@ def test_every_adapted_layer_has_an_entry(lab, name, base_dtype):
 
 
 def test_regression_draws_targets_around_the_output(lab):
-    case = lab.case("mlp")
+    """One hidden layer is aligned under any targets; the draws are those of unit noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5))
+    case = replace(lab.case("mlp"), model=model)
     built = lab.build(case, task="regression")
     drawn = alignment(built, case.x)
-    given = alignment(built, case.x, torch.randn(24, 5))
-    assert drawn.layers[-1].cosine == pytest.approx(1, abs=1e-6)
-    assert abs(drawn.layers[0].cosine - given.layers[0].cosine) < 0.3
+    assert drawn.layers[0].cosine > 1 - 1e-4  # but for int8 feedback, as with given labels
+    assert drawn.layers[1].cosine == pytest.approx(1, abs=1e-6)
     assert drawn != alignment(built, case.x, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        noise = _drawn(built, case.x, generator) - model(case.x)
+    # 120 normal numbers: mean 0 and variance 1, with deviations of .09 and .13.
+    assert abs(float(noise.mean())) < 4 * 0.09
+    assert abs(float(noise.var()) - 1) < 4 * 0.13
+
+
+def test_classes_are_drawn_as_often_as_the_base_predicts_them(lab):
+    case, built = lab.case("mlp"), lab.built("mlp")
+    x = case.x[:1].expand(4000, -1)
+    with torch.no_grad():
+        expected = case.model(x[:1]).softmax(1)[0]
+        drawn = _drawn(built, x, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=5) / 4000
+    assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / 4000).sqrt()).all()
+    assert not ((shares - expected.flip(0)).abs() < 0.03).all()  # another order would be noticed
 
 
 def test_labels_must_fit_the_examples(lab):

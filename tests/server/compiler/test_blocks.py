@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from rootlet_server.compiler.alignment import alignment
+from rootlet_server.compiler.block_choice import stored_bytes
 from rootlet_server.compiler.blocks import find_points
+from rootlet_server.compiler.choice_config import BlockBudget
 from rootlet_server.compiler.cost import count_cost
+from rootlet_server.compiler.feedback import make_feedback
 
 
 def relative(found, expected):
@@ -114,20 +117,67 @@ def test_alignment_rises_with_the_size_of_blocks(lab):
     assert mean[-1] == pytest.approx(1, abs=1e-5)
 
 
+UNBOUND = BlockBudget(time=9.0, memory=9.0)
+
+
 def test_auto_joins_what_is_badly_aligned_within_its_budget(lab):
     case = deep(lab, depth=6)
     noisy = {"feedback": "random"}
-    free = lab.build(case, block_size="auto", block_budget=2.0, **noisy)
+    free = lab.build(case, block_size="auto", block_budget=UNBOUND, **noisy)
     assert alignment(free, case.x[:64]).lowest >= 0.5
-    tight = lab.build(case, block_size="auto", block_budget=0.8, **noisy)
+    assert free.blocks.report.below == ()
+    tight = lab.build(case, block_size="auto", block_budget=BlockBudget(time=0.8), **noisy)
     cost = {
         rule: count_cost(
             replace(tight.step, rule=rule), tight.frozen, tight.adapter, tight.example, 0
         )["train_macs_float32"]
         for rule in ("dfa_blocks", "backprop")
     }
-    assert cost["dfa_blocks"] <= 0.8 * cost["backprop"]
+    assert tight.blocks.time == cost["dfa_blocks"] / cost["backprop"] <= 0.8
+    assert tight.blocks.report.below  # and says which layers still miss the floor
     assert len(free.step.learner.points) < len(tight.step.learner.points)
+    modules = [site.module for site in free.step.learner.sites]
+    for built in (free, tight):
+        assert [module for block in built.blocks.blocks for module in block] == modules
+        assert len(built.blocks.blocks) == len(built.step.learner.points) + 1
+
+
+def test_auto_keeps_to_its_memory(lab):
+    case, start = lab.case("vit"), lab.built("vit", block_size="auto")
+    options = {"block_size": "auto", "feedback": "random"}
+    free = lab.build(case, block_budget=UNBOUND, **options)
+    bound = BlockBudget(time=9.0, memory=start.blocks.memory)
+    tight = lab.build(case, block_budget=bound, **options)
+    assert start.blocks.memory < 1
+    assert free.blocks.memory > tight.blocks.memory
+    assert tight.blocks.memory <= start.blocks.memory
+
+
+def test_what_is_stored_for_the_way_back_by_hand(lab):
+    """Of five layers the 8 values after tanh and the 4 of A h; the inputs too, where A learns."""
+    for kind, floats in (("calibrated", 5 * (8 + 4)), ("lora", 5 * (8 + 4) + 8)):
+        built = lab.build(deep(lab), kind=kind)
+        found = stored_bytes(built.step.learner, built.frozen, built.adapter, built.example, ())
+        assert found == 4 * floats * len(built.example)  # the first input, and the others are there
+
+
+def test_auto_calibrates_over_the_float_base(lab):
+    """Of steep layers, whose mean Jacobian says little: blocks are joined and calibrated again."""
+    case = deep(lab, depth=6)
+    for module in case.model:
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 6
+    budget = BlockBudget(time=0.87)
+    found = lab.build(case, base_dtype="int8", block_size="auto", block_budget=budget)
+    learner = found.step.learner
+    assert 0 < len(learner.points) < 5
+    over_float, over_int8 = (
+        make_feedback(learner, frozen, found.adapter, case.x)
+        for frozen in (lab.build(case).frozen, found.frozen)
+    )
+    for key, value in over_float.items():
+        assert torch.equal(found.frozen[key], value), key
+    assert any(not torch.equal(found.frozen[key], value) for key, value in over_int8.items())
 
 
 def test_queries_and_keys_learn_through_the_softmax(lab):

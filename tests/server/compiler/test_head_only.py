@@ -30,3 +30,4 @@ def test_a_bundle_of_the_head_alone(lab, tmp_path):
     assert (manifest.rule, manifest.adapter_kind, manifest.feedback) == ("head_only", "head", None)
     assert [spec.name for spec in manifest.adapter] == ["head.weight", "head.bias"]
     assert compiled.worst_disagreement < 1e-4
+    assert compiled.alignment is None

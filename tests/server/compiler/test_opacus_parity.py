@@ -6,7 +6,9 @@ Opacus differentiates the same adapters, written as ordinary torch modules, by h
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.nn import functional as F
 
+from rootlet_server.compiler.attention import separate_attention
 from rootlet_server.compiler.learner import float_a
 from rootlet_server.compiler.rules import RULES, Batch
 
@@ -22,70 +25,106 @@ BOUND = 0.3
 # Rounding of float32 through the model, and the 1e-6 that Opacus adds to each norm.
 TOLERANCE = 2e-5
 KINDS = {
-    "mlp": "Linear on [N, C]",
-    "vit_timm_class_token": "Linear on tokens, packed attention projections",
-    "vit_gpt": "Linear on tokens, mean pooling",
-    "conv1d": "convolutions in one dimension, 1x1 and others, normed",
-    "residual_cnn": "convolutions in two dimensions, 1x1 and others",
-    "shared": "a layer that is called twice, and a head without bias",
+    "mlp": ("mlp", {}, "Linear on [N, C]"),
+    "packed": ("vit_timm_class_token", {}, "Linear on tokens, packed attention projections"),
+    "tokens": ("tokens", {}, "Linear on tokens after an embedding, padding masked out"),
+    "vit_gpt": ("vit_gpt", {}, "Linear on tokens, mean pooling"),
+    "mha": ("vit_mha", {}, "projections of nn.MultiheadAttention, taken apart"),
+    "encoder": ("encoder", {}, "projections inside nn.TransformerEncoderLayer"),
+    "queries": ("vit", {"attention": "local"}, "queries and keys"),
+    "conv1d": ("conv1d", {}, "convolutions in one dimension, 1x1 and others, normed"),
+    "residual_cnn": ("residual_cnn", {}, "convolutions in two dimensions, 1x1 and others"),
+    "windows": ("windows", {}, "dilated, strided and same-padded convolutions"),
+    "shared": ("shared", {}, "a layer that is called twice, and a head without bias"),
+    "folded": ("folded", {}, "time folded into the batch"),
+    "mlp, A": ("mlp", {"kind": "lora"}, "a trained A"),
+    "vit_gpt, A": ("vit_gpt", {"kind": "lora"}, "a trained A on tokens"),
+    "windows, A": ("windows", {"kind": "lora"}, "a trained A on patches"),
+    "folded, A": ("folded", {"kind": "lora"}, "a trained A, time folded into the batch"),
 }
 
 
-class LowRank(nn.Module):
-    """``W h + b + B (s A) h``; B is a layer of its own, so that Opacus finds it."""
-
-    def __init__(self, base, scaled_a, b, columns):
+class Windows(nn.Module):
+    def __init__(self):
         super().__init__()
-        self.base, self.columns = base, columns
-        self.conv = not isinstance(base, nn.Linear)
-        if self.conv:
-            layer = nn.Conv1d if base.weight.dim() == 3 else nn.Conv2d
-            self.b = layer(len(scaled_a), len(b), 1, bias=False)
-            scaled_a = scaled_a.reshape(len(scaled_a), *base.weight.shape[1:])
+        self.dilated = nn.Conv2d(3, 6, 3, dilation=2)
+        self.same = nn.Conv2d(6, 8, 3, padding="same", dilation=2)
+        self.uneven = nn.Conv2d(8, 6, (1, 4), stride=(2, 1), padding=(0, 2))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.same(torch.tanh(self.dilated(x))))
+        return self.head(F.relu(self.uneven(x)).mean((2, 3)))
+
+
+class LowRank(nn.Module):
+    """``W h + b + B (s A) h``; what learns is a layer of its own, so that Opacus finds it."""
+
+    def __init__(self, base, scale, a, b, columns):
+        super().__init__()
+        self.base, self.columns, self.scale = base, columns, scale
+        if isinstance(base, nn.Linear):
+            self.a = nn.Linear(base.in_features, len(a), bias=False)
+            self.b = nn.Linear(len(a), len(b), bias=False)
         else:
-            self.b = nn.Linear(len(scaled_a), len(b), bias=False)
-        self.register_buffer("a", scaled_a)
-        self.b.weight = nn.Parameter(b.reshape(self.b.weight.shape).clone())
+            layer = nn.Conv1d if base.weight.dim() == 3 else nn.Conv2d
+            self.a = layer(
+                base.in_channels, len(a), base.kernel_size, base.stride, base.padding,
+                base.dilation, bias=False,
+            )  # fmt: skip
+            self.b = layer(len(a), len(b), 1, bias=False)
+        for own, value in ((self.a, a), (self.b, b)):
+            own.weight = nn.Parameter(value.reshape(own.weight.shape).clone())
 
     def forward(self, h):
-        if self.conv:
-            apply = F.conv1d if self.a.dim() == 3 else F.conv2d
-            base = self.base
-            return base(h) + self.b(
-                apply(h, self.a, stride=base.stride, padding=base.padding, dilation=base.dilation)
-            )
-        low, high = self.columns
-        change = F.pad(self.b(F.linear(h, self.a)), (low, self.base.out_features - high))
+        change = self.b(self.scale * self.a(h))
+        if isinstance(self.base, nn.Linear):
+            low, high = self.columns
+            change = F.pad(change, (low, self.base.out_features - high))
         return self.base(h) + change
 
 
 def peer(case, built):
     """The case's model with the same adapters, under Opacus; parameters by adapter name."""
-    model, learner = case.model.requires_grad_(False), built.step.learner
+    model, learner = copy.deepcopy(case.model).requires_grad_(False), built.step.learner
+    separate_attention(model)
     for site in {site.module: site for site in learner.sites}.values():
         parent, _, name = site.module.rpartition(".")
         base = model.get_submodule(site.module)
-        a = learner.scale * float_a(built.frozen, site.module).t()
         b = built.adapter[f"{site.module}.lora_B"]
-        adapted = LowRank(base, a.contiguous(), b, site.columns)
+        trained = built.adapter.get(f"{site.module}.lora_A")
+        a = float_a(built.frozen, site.module).t() if trained is None else trained
+        adapted = LowRank(base, learner.scale, a, b, site.columns)
+        adapted.a.requires_grad_(trained is not None)
         setattr(model.get_submodule(parent), name, adapted)
     model.get_submodule(learner.head.module).requires_grad_(True)
     wrapped = GradSampleModule(model, loss_reduction="sum", strict=False)
     for module in model.modules():  # Opacus looks at layers in training mode only
         if any(p.requires_grad for p in module.parameters(recurse=False)):
             module.train()
-    parameters = dict(model.named_parameters())
-    return wrapped, {
-        key: parameters[key.removesuffix("lora_B") + "b.weight" if key.endswith("lora_B") else key]
-        for key in built.adapter
-    }
+    parameters, names = dict(model.named_parameters()), {"lora_A": "a.weight", "lora_B": "b.weight"}
+
+    def place(key):
+        module, _, last = key.rpartition(".")
+        return f"{module}.{names.get(last, last)}"
+
+    return wrapped, {key: parameters[place(key)] for key in built.adapter}
+
+
+def built_for(lab, name):
+    """The case and its build, away from its start."""
+    zoo_name, options, _ = KINDS[name]
+    if zoo_name == "windows":
+        torch.manual_seed(0)
+        case = replace(lab.case("mlp"), model=Windows().eval(), x=torch.randn(24, 3, 9, 12))
+        return case, lab.stirred(lab.build(case, rule="backprop", **options))
+    return lab.case(zoo_name), lab.stirred(lab.built(zoo_name, rule="backprop", **options))
 
 
 @pytest.mark.parametrize("size", [5, 1])
 @pytest.mark.parametrize("name", KINDS)
 def test_parity(lab, name, size):
-    case = lab.case(name)
-    built = lab.stirred(lab.built(name, rule="backprop"))
+    case, built = built_for(lab, name)
     x, y = case.x[:size], case.y[:size]
     wrapped, parameters = peer(case, built)
     with warnings.catch_warnings():  # torch: a hook on a layer whose input needs no gradient
@@ -100,9 +139,12 @@ def test_parity(lab, name, size):
         *_, found = step.gradients(
             built.frozen, built.adapter, x, y, torch.ones(size), torch.tensor(BOUND)
         )
+    for p in parameters.values():  # Opacus sees each frame of a folded layer as an example
+        p.grad_sample = p.grad_sample.reshape(size, -1, *p.shape).sum(1)
     samples = {key: p.grad_sample.reshape(size, -1) for key, p in parameters.items()}
     for key, sample in samples.items():
         ours = sum(part.per_example().reshape(size, -1) for part in credit.outers[key])
+        assert sample.any(), key
         assert close(ours, sample), key
     norms = torch.cat(list(samples.values()), 1).norm(dim=1)
     assert close(credit.squared_norms().sqrt(), norms)

@@ -19,6 +19,7 @@ from rootlet_server.compiler import (
     UnsupportedModelError,
     compile_bundle,
 )
+from rootlet_server.compiler.choice_config import BlockBudget, MixedConfig
 
 
 class Wrapped(nn.Module):
@@ -234,8 +235,19 @@ def test_labels(tmp_path):
         (lambda: LoraConfig(target_modules="head"), "must be a tuple of strings"),
         (lambda: CompileConfig(task="ranking"), "task='ranking' is not one of 'classification'"),
         (lambda: CompileConfig(rule="hebb"), "rule='hebb' is not one of 'dfa', 'backprop'"),
-        (lambda: CompileConfig(feedback="sign"), "feedback='sign'"),
-        (lambda: CompileConfig(base_dtype="int4"), "base_dtype='int4'"),
+        (lambda: CompileConfig(feedback="symmetric"), "feedback='symmetric' is not one of"),
+        (lambda: CompileConfig(base_dtype="int2"), "base_dtype='int2' is not one of"),
+        (lambda: CompileConfig(feedback_positions="all"), "feedback_positions='all' is not one"),
+        (lambda: CompileConfig(attention="exact"), "attention='exact' is not one of 'skip'"),
+        (lambda: CompileConfig(backward="int4"), "backward='int4' is not one of 'int8'"),
+        (lambda: CompileConfig(block_size=0), "block_size=0 must be a whole number of at least 1"),
+        (lambda: CompileConfig(block_size="half"), "block_size='half' must be"),
+        (lambda: CompileConfig(block_size=True), "block_size=True must be"),
+        (lambda: CompileConfig(block_budget=0.5), r"block_budget=0.5 must be a BlockBudget\(time"),
+        (lambda: BlockBudget(time=0), "block_budget.time=0 must be a positive"),
+        (lambda: BlockBudget(memory=float("inf")), "block_budget.memory=inf must be a positive"),
+        (lambda: MixedConfig(tolerance=0), "mixed.tolerance=0 must be a positive number. 1e-3"),
+        (lambda: MixedConfig(budget_bytes=0), "mixed.budget_bytes=0 must be.*None sets no bound"),
         (lambda: CompileConfig(optimizer="lion"), "optimizer='lion'"),
         (lambda: CompileConfig(max_batch=1), "max_batch=1 must be a whole number from 2 to 4096"),
         (lambda: CompileConfig(max_batch=8), "batch_size=16 is larger than max_batch=8. Raise"),
@@ -247,6 +259,64 @@ def test_labels(tmp_path):
 def test_configuration(make, match):
     with pytest.raises(CompileError, match=match):
         make()
+
+
+UNREAD = {
+    "feedback": ({"rule": "backprop", "feedback": "random"}, "broadcasts no error.*rule='dfa'"),
+    "feedback_form": ({"feedback": "random", "feedback_form": "sign"}, "use feedback='calibrated'"),
+    "feedback_rank": ({"feedback_rank": 4}, "use feedback_form='low_rank'"),
+    "feedback_positions": (
+        {"feedback": "sign", "feedback_positions": "each"},
+        "shared by all positions.*use feedback='calibrated'",
+    ),
+    "block_size": ({"rule": "backprop", "block_size": 2}, "has no blocks.*use rule='dfa'"),
+    "block_budget": (
+        {"block_size": 2, "block_budget": BlockBudget(time=0.5)},
+        "block_size=2 asks for no choice.*use block_size='auto'",
+    ),
+    "attention": ({"rule": "head_only", "attention": "local"}, "adapts nothing in the base"),
+    "mixed": ({"mixed": MixedConfig(tolerance=0.1)}, "use base_dtype='mixed'"),
+    "backward": ({"backward": "int8"}, "passes no error down.*use rule='backprop' or blocks"),
+    "calibration": (
+        {"rule": "head_only", "base_dtype": "float32", "calibration": "noise"},
+        "nothing of rule='head_only' with these adapters is calibrated",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_an_option_that_nothing_reads_is_refused_and_not_ignored(name):
+    options, match = UNREAD[name]
+    with pytest.raises(CompileError, match=rf"^{name}=.* is not read: .*{match}"):
+        CompileConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rule": "backprop", "backward": "int8"},
+        {"block_size": 2, "backward": "int8", "base_dtype": "mixed"},
+        {"attention": "local", "backward": "int8"},
+        {"rule": "backprop", "attention": "local"},
+        {"block_size": "auto", "block_budget": BlockBudget(memory=0.5), "feedback": "random"},
+        {"feedback_form": "low_rank", "feedback_rank": 2, "feedback_positions": "each"},
+        {"rule": "head_only", "calibration": "noise"},
+        {"feedback": "sign", "calibration": "noise", "base_dtype": "float32"},
+    ],
+)
+def test_the_same_options_are_taken_where_something_reads_them(options):
+    config = CompileConfig(**options)
+    assert all(getattr(config, name) == value for name, value in options.items())
+
+
+def test_backward_in_int8_needs_an_int8_base():
+    with pytest.raises(CompileError, match="backward='int8' is not read: a base in float32"):
+        CompileConfig(rule="backprop", base_dtype="float32", backward="int8")
+
+
+def test_one_block_leaves_no_feedback():
+    with pytest.raises(CompileError, match="feedback='random' is not read: block_size='all'"):
+        CompileConfig(block_size="all", feedback="random")
 
 
 def test_attention_of_an_encoder_layer_is_named_by_its_path(tmp_path):

@@ -43,6 +43,7 @@ class Rule:
         adapts_base: whether sites in the base learn, or the head alone.
         needs_step: whether it reads the step, counted from 1.
         local_heads: whether every site has an auxiliary head, which is part of the adapter.
+        biased: whether its gradients point another way than the true ones, also on average.
     """
 
     credit: Callable[..., Credit]
@@ -52,6 +53,7 @@ class Rule:
     adapts_base: bool = True
     needs_step: bool = False
     local_heads: bool = False
+    biased: bool = False
 
     def gradients(
         self, learner: Learner, frozen: Tensors, adapter: Tensors, batch: Batch, weights_N: Tensor
@@ -68,15 +70,16 @@ RULES: dict[str, Rule] = {
     "backprop_checkpointed": Rule(
         credit=checkpointed, shortcut=checkpointed_gradients, uses_autograd=True
     ),
-    "dfa": Rule(credit=dfa, needs_feedback=True),
+    "dfa": Rule(credit=dfa, needs_feedback=True, biased=True),
     "dfa_blocks": Rule(
         credit=dfa_blocks,
         shortcut=dfa_blocks_gradients,
         needs_feedback=True,
         uses_autograd=True,
+        biased=True,
     ),
     "head_only": Rule(credit=head_only, adapts_base=False),
-    "local_losses": Rule(credit=local_losses, local_heads=True),
+    "local_losses": Rule(credit=local_losses, local_heads=True, biased=True),
     "zeroth_order": Rule(credit=zeroth_order, needs_step=True),
 }
 
