@@ -16,8 +16,8 @@ are taken to come from DRAM once for each batch; activations are taken to stay i
 For an estimate in joules, instructions are estimated from the operations too, so that what a
 training needs is known before it starts. ``INSTRUCTIONS_PER_MAC`` is that of the arithmetic alone,
 a lower bound: an AVX2 instruction does 8 multiply-accumulates in float32, three do 32 in int8.
-``tests/benchmarks/bench_instructions.py`` counts them by valgrind; what the processor itself counts,
-where Linux lets us (``rootlet_runtime.instructions``), is told beside the estimate.
+``tests/benchmarks/bench_instructions.py`` counts them by valgrind; what the processor itself
+counts, where Linux lets us (``rootlet_runtime.instructions``), is told beside the estimate.
 
 Today's chips need less for arithmetic, and a whole board needs more; use the figure to compare two
 runs, not to size a battery. ``rootlet_runtime.meter`` reads a real meter where there is one.
