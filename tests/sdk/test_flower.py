@@ -111,8 +111,8 @@ def real(mlp_bundle, monkeypatch):
 def train_message(bundle, adapter):
     request = TrainRequest(
         adapter=adapter, bundle="digits", bundle_version=1,
-        manifest_sha256=bundle.manifest_sha256, round=1, epochs=2, batch_size=16,
-        learning_rate=0.02,
+        manifest_sha256=bundle.manifest_sha256, round=1, epochs=10, batch_size=16,
+        learning_rate=0.05,
     )  # fmt: skip
     metadata = Metadata(
         run_id=7, message_id="id", src_node_id=1, dst_node_id=5, reply_to_message_id="",
