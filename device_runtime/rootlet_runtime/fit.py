@@ -17,7 +17,6 @@ from rootlet_runtime.errors import DivergedError
 from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit_checkpoint import FitCheckpoint, fingerprint
 from rootlet_runtime.guard import Guard, GuardConfig
-from rootlet_runtime.meter import Meter
 from rootlet_runtime.quality_gate import Verdict
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.spending import Spending
@@ -124,6 +123,7 @@ class FitRun:
     The last ``replayed`` rows of ``x`` and ``y`` are replayed ones, ``replay_per_batch`` in each
     batch. ``teacher`` is there where the train graph takes one. ``elastic`` pulls the adapter
     after each step. ``guard`` is None for none, which still refuses what is not finite.
+    ``spending`` has counted what was done to make ready, and is entered.
     """
 
     bundle: Bundle
@@ -144,8 +144,7 @@ class FitRun:
     schedule: RateSchedule
     guard: GuardConfig | None
     held_out: HeldOut | None
-    meter: Meter
-    energy_limit_j: float | None = None
+    spending: Spending
 
     def run(self) -> FitResult:
         """Trains to the end, or until it is stopped.
@@ -163,23 +162,22 @@ class FitRun:
             bundle=self.bundle,
             fingerprint=self._fingerprint(before.digest()) if self.checkpoint_dir else "",
         )
-        with self.meter:
-            spending = Spending(self.meter, self.bundle.manifest.cost, limit_j=self.energy_limit_j)
-            watch = self._watch(before, spending)
-            try:
-                position = self._resume(checkpoint, watch)
-                resumed_from = position.step
-                ended_by = self._train(position, watch, checkpoint)
-                if ended_by in {"progress", "energy"}:
-                    self._save(position, watch, checkpoint)
-            except BaseException as error:
-                self.engine.load_state(before)
-                if isinstance(error, DivergedError):
-                    checkpoint.remove()
-                raise
-            if ended_by in {"steps", "guard"}:
+        self.spending.begin()
+        watch = self._watch(before, self.spending)
+        try:
+            position = self._resume(checkpoint, watch)
+            resumed_from = position.step
+            ended_by = self._train(position, watch, checkpoint)
+            if ended_by in {"progress", "energy"}:
+                self._save(position, watch, checkpoint)
+        except BaseException as error:
+            self.engine.load_state(before)
+            if isinstance(error, DivergedError):
                 checkpoint.remove()
-            energy = spending.energy(final=True)
+            raise
+        if ended_by in {"steps", "guard"}:
+            checkpoint.remove()
+        energy = self.spending.energy(final=True)
         done = ended_by in {"steps", "guard"}
         return FitResult(
             steps=position.step,

@@ -21,11 +21,12 @@ Guarantees:
 
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +39,23 @@ from rootlet_runtime.errors import DataError, NonFiniteLossError
 from rootlet_runtime.fit_checkpoint import FitCheckpoint, fingerprint
 from rootlet_runtime.manifest import SUMS
 from rootlet_runtime.noise import SCALE, RandomBytes, discrete_gaussian
-from rootlet_runtime.private_report import PrivacySpent, PrivateFitResult, PrivateProgress
+from rootlet_runtime.privacy_ledger import FIT_BYTES
+from rootlet_runtime.private_report import (
+    ADD_OR_REMOVE,
+    ZERO_OUT,
+    PrivacySpent,
+    PrivateFitResult,
+    PrivateProgress,
+)
+from rootlet_runtime.replay import ReplayBuffer
 from rootlet_runtime.sampling import poisson_sample
 from rootlet_runtime.schedule import RateSchedule
+from rootlet_runtime.spending import Spending
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays
 
 Sums = dict[str, npt.NDArray[np.float64]]
+_EndedBy = Literal["steps", "progress", "energy"]
 FLOAT32_ROUNDING = 2.0**-24
 
 
@@ -116,8 +127,14 @@ def noise_std(noise_multiplier: float, largest_change: float, parameters: int) -
 
 @dataclass(kw_only=True)
 class _Position:
-    """What a checkpoint notes. ``charged``: steps taken, and those that may have been."""
+    """What a checkpoint notes. ``charged``: steps taken, and those that may have been.
 
+    ``fit`` names the fit, so that a replay buffer is charged for it once, however often it is
+    stopped; ``energy_j`` is what earlier calls of it have spent.
+    """
+
+    fit: str
+    energy_j: float = 0.0
     step: int = 0
     charged: int = 0
     epoch: int = 0
@@ -137,7 +154,11 @@ class _Position:
 
 @dataclass(kw_only=True)
 class PrivateRun:
-    """The loop; inputs are checked before it is made. ``batch_size`` is the graph's batch."""
+    """The loop; inputs are checked before it is made. ``batch_size`` is the graph's batch.
+
+    ``x`` and ``y`` end with the examples of ``replay``, which is charged when the loop ends, in
+    whatever way. ``spending`` is entered.
+    """
 
     bundle: Bundle
     engine: Engine
@@ -151,6 +172,8 @@ class PrivateRun:
     progress: PrivateProgress | None
     checkpoint_dir: Path | None
     checkpoint_every: int
+    replay: ReplayBuffer | None
+    spending: Spending
 
     @property
     def steps(self) -> int:
@@ -171,44 +194,55 @@ class PrivateRun:
             bundle=self.bundle,
             fingerprint=self._fingerprint(before.digest()) if self.checkpoint_dir else "",
         )
+        ended = self.checkpoint_dir is None
+        position = _Position(fit=secrets.token_hex(FIT_BYTES))
         try:
-            position = self._resume(checkpoint)
+            position = self._resume(checkpoint, position)
+            self.spending.begin()
+            self.spending.resume(position.energy_j, position.step)
             resumed_from = position.step
-            stopped = self._train(position, checkpoint)
-            if stopped:
+            ended_by = self._train(position, checkpoint)
+            if ended_by == "steps":
+                ended = True
+                checkpoint.remove()
+            else:
                 self._save(position, checkpoint, ahead=0)
         except BaseException as error:
             self.engine.load_state(before)
             if isinstance(error, NonFiniteLossError):
+                ended = True
                 checkpoint.remove()
             raise
-        if not stopped:
-            checkpoint.remove()
+        finally:
+            if self.replay is not None:
+                self.replay.charge_private(self._spent(position), fit=position.fit, ended=ended)
         return PrivateFitResult(
             steps=position.step,
             spent=self._spent(position),
             loss_not_private=_ratio(position.loss_sum, position.weight_sum),
             metric_not_private=_ratio(position.metric_sum, position.weight_sum),
             seconds=time.monotonic() - started,
-            stopped=stopped,
+            energy=self.spending.energy(final=True),
+            ended_by=ended_by,
             resumed_from_step=resumed_from,
         )
 
-    def _train(self, position: _Position, checkpoint: FitCheckpoint) -> bool:
-        """Takes the steps that are left; returns whether it was stopped."""
+    def _train(self, position: _Position, checkpoint: FitCheckpoint) -> _EndedBy:
+        """Takes the steps that are left."""
         first = position.step
         while position.step < self.steps:
+            if position.step and not self.spending.room():
+                return "energy"
             if position.step == first or position.step % self.checkpoint_every == 0:
                 self._save(position, checkpoint, ahead=self.checkpoint_every)
-            sums = self._step(position.step)
-            position.add(sums, int(position.step * self.privacy.sample_rate))
+            sums = self._step(position)
             if self.progress is not None and position.step < self.steps:
                 loss, metric = (_ratio(sums[name], sums["weight_sum"]) for name in SUMS[:2])
                 if self.progress(position.step, self.steps, loss, metric) is False:
-                    return True
-        return False
+                    return "progress"
+        return "steps"
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, position: _Position) -> dict[str, float]:
         """One step; the sums of loss, metric and weight, which are not private."""
         plain = dict.fromkeys(SUMS, 0.0)
         sums: Sums = {
@@ -223,7 +257,10 @@ class PrivateRun:
             for name in sums:
                 sums[name] += found[f"grads/{name}"]
             plain = {name: value + float(found[name]) for name, value in plain.items()}
-        self._update(released(sums, self._noise_std()), step)
+        self.spending.trained(len(rows), math.ceil(len(rows) / self.batch_size))
+        noisy, step = released(sums, self._noise_std()), position.step
+        position.add(plain, int(step * self.privacy.sample_rate))
+        self._update(noisy, step)
         return plain
 
     def _update(self, noisy: Sums, step: int) -> None:
@@ -267,6 +304,7 @@ class PrivateRun:
             sample_rate=self.privacy.sample_rate,
             noise_multiplier=self.privacy.noise_multiplier,
             max_grad_norm=self.privacy.max_grad_norm,
+            neighbours=ADD_OR_REMOVE if self.replay is None else ZERO_OUT,
         )
 
     def _fingerprint(self, start: str) -> str:
@@ -274,10 +312,10 @@ class PrivateRun:
         rate = (self.learning_rate.hex(), self.schedule)
         return fingerprint(("private", *settings, *rate, self.privacy), (self.x, self.y))
 
-    def _resume(self, checkpoint: FitCheckpoint) -> _Position:
+    def _resume(self, checkpoint: FitCheckpoint, new: _Position) -> _Position:
         found = checkpoint.read()
         if found is None:
-            return _Position()
+            return new
         self.engine.load_state(found.state)
         notes: dict[str, Any] = {**found.notes["position"]}
         return _Position(**notes)
@@ -286,7 +324,8 @@ class PrivateRun:
         """Writes a checkpoint that charges the steps until the next one, in case it is needed."""
         charged = position.charged + min(ahead, self.steps - position.step)
         state = self.engine.state()
-        notes = {"position": {**asdict(position), "charged": charged}}
+        changed = {"charged": charged, "energy_j": self.spending.total_j}
+        notes = {"position": {**asdict(position), **changed}}
         checkpoint.write(state, state, notes)
 
 

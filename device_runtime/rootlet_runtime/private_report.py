@@ -2,6 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+from rootlet_runtime.energy import Energy
+
+ADD_OR_REMOVE = "add-or-remove-one"
+ZERO_OUT = "zero-out-one"
 
 # (step from 1, steps, loss, metric) -> False to stop; loss and metric are not private.
 PrivateProgress = Callable[[int, int, float, float], bool | None]
@@ -17,7 +23,9 @@ class PrivacySpent:
         noise_multiplier: the noise's standard deviation over the sensitivity.
         max_grad_norm: the clipping bound; it does not change what is spent.
         unit: what is protected.
-        neighbours: data sets that differ by one unit more or less.
+        neighbours: which data sets are to be told apart: ``add-or-remove-one``, or, where a replay
+            buffer took part, ``zero-out-one``: one unit is replaced by one that adds nothing, and
+            the number and the order of the units are public.
     """
 
     steps: int
@@ -25,7 +33,7 @@ class PrivacySpent:
     noise_multiplier: float
     max_grad_norm: float
     unit: str = "example"
-    neighbours: str = "add-or-remove-one"
+    neighbours: str = ADD_OR_REMOVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +47,9 @@ class PrivateFitResult:
             must not leave the device.
         metric_not_private: the same of accuracy or squared error.
         seconds: of this call.
-        stopped: whether ``progress`` ended it early.
+        energy: of this call, measured or estimated; it tells how many examples were drawn, and must
+            not leave the device.
+        ended_by: ``steps``; or ``progress`` or ``energy``, where it was stopped between two steps.
         resumed_from_step: steps that an earlier, unfinished call had taken; 0 for a fresh start.
     """
 
@@ -48,5 +58,11 @@ class PrivateFitResult:
     loss_not_private: float
     metric_not_private: float
     seconds: float
-    stopped: bool
+    energy: Energy
+    ended_by: Literal["steps", "progress", "energy"]
     resumed_from_step: int
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is unfinished: the same call, made again, goes on."""
+        return self.ended_by != "steps"

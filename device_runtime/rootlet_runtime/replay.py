@@ -2,7 +2,8 @@
 
 A buffer keeps rows of bytes under a quota; which ones, a reservoir decides. It holds inputs, or
 latents where the bundle has an ``encode`` graph. What it holds is raw training data: it is erased
-with the examples, and each use of an example is counted for whoever accounts for privacy.
+with the examples. Each use of an example is counted; what private fits spent on it is charged in a
+ledger that stays with the buffer.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from rootlet_runtime.array_files import OVERHEAD_BYTES, AnyArrays, ArrayFiles
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.manifest import BASE_FILE, Manifest, TensorSpec
+from rootlet_runtime.privacy_ledger import PrivacyLedger
+from rootlet_runtime.private_report import PrivacySpent
 from rootlet_runtime.reservoir import BalancedReservoir, Sampler, Selection, UniformReservoir
 from rootlet_runtime.row_codec import AnyArray, RowCodec, Storage
 
@@ -80,10 +83,11 @@ class ReplayBuffer:
             raise DataError(
                 f"quota_bytes {settings.quota_bytes}: holds no example; one needs {needed} bytes"
             )
+        self._ledger = PrivacyLedger()
         self.clear()
 
     def clear(self) -> None:
-        """Forgets every example and every count."""
+        """Forgets every example and every count; what private fits have spent is not undone."""
         self._x = np.empty((self.capacity, self._x_codec.row_bytes), np.uint8)
         self._y = np.empty((self.capacity, self._y_codec.row_bytes), np.uint8)
         self._uses = np.zeros(self.capacity, np.int64)
@@ -102,8 +106,13 @@ class ReplayBuffer:
 
     @property
     def uses(self) -> Uses:
-        """How often each held example was trained on: [len], what an accountant charges."""
+        """How often each held example was trained on without privacy: [len]."""
         return self._uses[: self._held].copy()
+
+    @property
+    def spent(self) -> tuple[PrivacySpent, ...]:
+        """For the accountant: what private fits have spent on each held example at most."""
+        return self._ledger.spent
 
     def add(self, x: AnyArray, y: AnyArray, rng: np.random.Generator, *, uses: int = 0) -> None:
         """Offers examples, in order.
@@ -143,6 +152,53 @@ class ReplayBuffer:
             )
         self._uses[: self._held] += counts
 
+    def charge_private(self, spent: PrivacySpent, *, fit: str = "", ended: bool = True) -> None:
+        """Charges a private fit to every example; see ``privacy_ledger``."""
+        self._ledger.charge(spent, fit=fit, ended=ended)
+
+    def check_private(self, x: AnyArray, y: AnyArray) -> None:
+        """Whether a private fit on ``x`` and the buffer can be accounted for.
+
+        Raises:
+            DataError: what is held depends on the examples' labels, was trained on without
+                privacy, or is in ``x`` too; or the ledger is full.
+        """
+        if self.settings.selection != "uniform":
+            raise DataError(
+                f"selection {self.settings.selection!r}: which examples it keeps depends on the "
+                "others' labels, so that one example changes more than itself, which no accountant "
+                "here charges; a private fit replays a buffer with selection='uniform'"
+            )
+        if self._uses[: self._held].any():
+            raise DataError(
+                "the replay buffer holds examples that were trained on without privacy (uses above "
+                "0), for which no epsilon holds; start an empty buffer for private fits"
+            )
+        held = {a.tobytes() + b.tobytes() for a, b in zip(*self._packed(), strict=True)}
+        fresh = zip(self._x_codec.encode(x), self._y_codec.encode(y), strict=True)
+        twice = sum(a.tobytes() + b.tobytes() in held for a, b in fresh)
+        if twice:
+            raise DataError(
+                f"x holds {twice} examples that the replay buffer holds too: each would count "
+                "twice, and be protected half as well; give only new ones as x"
+            )
+        self._ledger.check_room()
+
+    def check_not_private(self) -> None:
+        """Refuses training without privacy on what private fits have promised to protect.
+
+        Raises:
+            DataError: the buffer was in a private fit.
+        """
+        if self.spent:
+            raise DataError(
+                "the replay buffer was in private fits, and training without privacy would void "
+                "what they promise; use fit_private, or another buffer"
+            )
+
+    def _packed(self) -> tuple[AnyArray, AnyArray]:
+        return self._x[: self._held], self._y[: self._held]
+
     def save(self, files: ArrayFiles, name: str) -> None:
         """Writes the buffer; a crash leaves the old file or the new one.
 
@@ -158,6 +214,7 @@ class ReplayBuffer:
         if isinstance(self._sampler, BalancedReservoir):
             arrays["seen"] = self._sampler.seen_K
             arrays["largest"] = self._sampler.largest_K.astype(np.uint8)
+        arrays |= self._ledger.to_arrays()
         files.write(name, arrays, {**self._identity(), "seen": self._seen})
 
     def restore(self, files: ArrayFiles, name: str) -> bool:
@@ -186,7 +243,9 @@ class ReplayBuffer:
             raise CheckpointError(
                 f"{files.folder}: the replay buffer {name!r} has impossible sizes"
             )
+        ledger = PrivacyLedger.from_arrays(arrays)
         self.clear()
+        self._ledger = ledger
         self._x[:held], self._y[:held], self._uses[:held] = arrays["x"], arrays["y"], arrays["uses"]
         self._held, self._seen = held, seen
         self._sampler = self._new_sampler(arrays)

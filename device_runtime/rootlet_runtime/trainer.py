@@ -1,10 +1,11 @@
 """The trainer: one bundle's adapter, trained, evaluated and used on a device."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +19,19 @@ from rootlet_runtime.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from rootlet_runtime.engines import Engine, open_engine
+from rootlet_runtime.engines import largest_step, open_engine
+from rootlet_runtime.engines.locked import LockedEngine
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.ewc import ElasticWeights, diagonal_fisher
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
+from rootlet_runtime.instructions import InstructionCounter
 from rootlet_runtime.meter import Meter
 from rootlet_runtime.private_fit import PrivateRun, PrivateTraining
-from rootlet_runtime.private_report import PrivateFitResult, PrivateProgress
+from rootlet_runtime.private_report import PrivacySpent, PrivateFitResult, PrivateProgress
 from rootlet_runtime.replay import Replay, ReplayBuffer
 from rootlet_runtime.schedule import RateSchedule
+from rootlet_runtime.spending import Spending
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays, check_arrays, zeros
 
@@ -71,7 +75,8 @@ class Trainer:
         """
         self.bundle = bundle
         self._meter = meter or Meter()
-        self._engine: Engine = _Locked(open_engine(engine, bundle, num_threads))
+        self.max_batch = largest_step(engine, bundle.manifest)
+        self._engine = LockedEngine(open_engine(engine, bundle, num_threads))
         self.load_adapter(bundle.initial_adapter())
 
     def fit(
@@ -88,6 +93,7 @@ class Trainer:
         checkpoint_every: int = 50,
         replay: Replay | None = None,
         distillation: float = 0.0,
+        teacher: Mapping[str, npt.ArrayLike] | None = None,
         elastic: ElasticWeights | None = None,
         schedule: RateSchedule | None = None,
         held_out: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
@@ -122,63 +128,68 @@ class Trainer:
             replay: mixes examples of a buffer into every batch; when the ``fit`` ends, each is
                 charged in the buffer with the times that it was used. A stopped ``fit`` charges
                 nothing: the call that takes it up and ends it charges all.
-            distillation: weight in [0, 1) of the outputs that the adapter gives before this call,
-                as soft targets beside ``y`` (Li & Hoiem 2017, at temperature 1); replayed examples
-                have their labels alone. The bundle must take a teacher.
+            distillation: weight in [0, 1) of the outputs of an earlier adapter, as soft targets
+                beside ``y`` (Li & Hoiem 2017, at temperature 1); replayed examples have their
+                labels alone. The bundle must take a teacher.
+            teacher: that earlier adapter; None for the one from before this call.
             elastic: pulls the adapter towards an earlier one after each step.
             schedule: of the learning rate; None for the bundle's.
             held_out: examples and labels that are not trained on, for the guard to measure.
             guard: None for none; what is not finite is refused even so.
             energy_limit_j: most joules of this ``fit``, the calls that it takes up included;
                 training stops before the step that would go beyond it, but not before the first.
+                The teacher's outputs and the latents count.
 
         Raises:
             DataError: the examples or settings cannot be used.
+            AdapterError: ``teacher`` does not fit the bundle.
             DivergedError: training made the adapter worse, and never better before.
             CheckpointError: a checkpoint is damaged or cannot be written.
         """
         manifest = self.bundle.manifest
+        if replay is not None:
+            replay.buffer.check_not_private()
         checked_x, checked_y = examples.check_examples(x, y, manifest)
         size = examples.check_batch_size(batch_size, manifest)
         if checkpoint_every < 1:
             raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
-        teacher = self._teacher(checked_x, distillation)
-        checked_x = self._latents(checked_x)
-        replayed = 0 if replay is None else len(replay.buffer)
-        if replay is not None and replayed:
-            replayed_x, replayed_y = replay.buffer.examples()
-            checked_x = np.concatenate([checked_x, replayed_x])
-            checked_y = np.concatenate([checked_y, replayed_y])
-            if teacher is not None:
-                alone = np.zeros((replayed, manifest.num_outputs), np.float32)
-                teacher = (
-                    np.concatenate([teacher[0], alone]),
-                    np.concatenate([teacher[1], np.zeros(replayed, np.float32)]),
-                )
-        size = min(size, len(checked_x))
-        run = FitRun(
-            bundle=self.bundle,
-            engine=self._engine,
-            x=checked_x,
-            y=checked_y,
-            epochs=examples.check_epochs(epochs),
-            batch_size=size,
-            learning_rate=examples.check_learning_rate(learning_rate),
-            seed=batches.draw_seed(rng),
-            progress=progress,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            checkpoint_every=checkpoint_every,
-            replayed=replayed,
-            replay_per_batch=replay.rows_per_batch(size) if replay is not None and replayed else 0,
-            teacher=teacher,
-            elastic=elastic,
-            schedule=schedule or manifest.training.schedule,
-            guard=guard,
-            held_out=None if held_out is None else self._measured(*held_out),
-            meter=self._meter,
-            energy_limit_j=energy_limit_j,
-        )
-        result = run.run()
+        with self.metered(limit_j=energy_limit_j) as spending:
+            taught = self._taught(checked_x, distillation, teacher, spending)
+            checked_x = self._latents(checked_x, spending)
+            replayed = 0 if replay is None else len(replay.buffer)
+            if replay is not None and replayed:
+                replayed_x, replayed_y = replay.buffer.examples()
+                checked_x = np.concatenate([checked_x, replayed_x])
+                checked_y = np.concatenate([checked_y, replayed_y])
+                if taught is not None:
+                    alone = np.zeros((replayed, manifest.num_outputs), np.float32)
+                    taught = (
+                        np.concatenate([taught[0], alone]),
+                        np.concatenate([taught[1], np.zeros(replayed, np.float32)]),
+                    )
+            size = min(size, len(checked_x))
+            run = FitRun(
+                bundle=self.bundle,
+                engine=self._engine,
+                x=checked_x,
+                y=checked_y,
+                epochs=examples.check_epochs(epochs),
+                batch_size=size,
+                learning_rate=examples.check_learning_rate(learning_rate),
+                seed=batches.draw_seed(rng),
+                progress=progress,
+                checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+                checkpoint_every=checkpoint_every,
+                replayed=replayed,
+                replay_per_batch=replay.rows_per_batch(size) if replay and replayed else 0,
+                teacher=taught,
+                elastic=elastic,
+                schedule=schedule or manifest.training.schedule,
+                guard=guard,
+                held_out=None if held_out is None else self._measured(*held_out, spending),
+                spending=spending,
+            )
+            result = run.run()
         if replay is not None and result.replay_uses:
             replay.buffer.charge(result.replay_uses)
         return result
@@ -191,14 +202,25 @@ class Trainer:
         rng: np.random.Generator,
         *,
         uses: int = 0,
+        spent: Iterable[PrivacySpent] = (),
     ) -> None:
         """Offers examples to a replay buffer; see ``ReplayBuffer.add``.
+
+        Args:
+            buffer: may keep them.
+            x: examples, [N, …] as in ``manifest.x``.
+            y: labels [N], or targets [N, K].
+            rng: decides which are kept.
+            uses: how often they have been trained on without privacy.
+            spent: of private fits on them that did not have this buffer as ``replay``.
 
         Raises:
             DataError: the examples cannot be used; the buffer is as it was.
         """
         checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
         buffer.add(self._latents(checked_x), checked_y, rng, uses=uses)
+        for each in spent:
+            buffer.charge_private(each)
 
     def fisher(
         self, x: npt.ArrayLike, rng: np.random.Generator, y: npt.ArrayLike | None = None
@@ -244,11 +266,17 @@ class Trainer:
         progress: PrivateProgress | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 50,
+        replay: ReplayBuffer | None = None,
+        energy_limit_j: float | None = None,
     ) -> PrivateFitResult:
         """Trains the adapter with differential privacy; see ``rootlet_runtime.private_fit``.
 
         It takes ``epochs / privacy.sample_rate`` steps on secret Poisson samples. With
         ``checkpoint_dir`` it can be taken up like :meth:`fit`, with new samples and new noise.
+
+        With ``replay``, the samples are drawn from ``x`` and the buffer's examples as one data
+        set, and what is spent is carried on with the buffer: the accountant is then given
+        ``ReplayBuffer.spent``. See ``docs/privacy.md``.
 
         Args:
             x: examples, [N, …] as in ``manifest.x``.
@@ -261,9 +289,12 @@ class Trainer:
             progress: called after every step; returning ``False`` stops between two steps.
             checkpoint_dir: where an unfinished fit is kept.
             checkpoint_every: steps between two checkpoints.
+            replay: what is trained on beside ``x``; charged whatever happens.
+            energy_limit_j: as for :meth:`fit`.
 
         Raises:
-            DataError: the examples or settings cannot be used, or the bundle has no grads graph.
+            DataError: the examples or settings cannot be used, the bundle has no grads graph, or
+                the buffer cannot be accounted for.
             NonFiniteLossError: the adapter left the finite numbers.
             CheckpointError: a checkpoint is damaged or cannot be written.
         """
@@ -276,21 +307,30 @@ class Trainer:
         checked_x, checked_y = examples.check_examples(x, y, manifest)
         if checkpoint_every < 1:
             raise DataError(f"checkpoint_every {checkpoint_every}: must be at least 1")
-        run = PrivateRun(
-            bundle=self.bundle,
-            engine=self._engine,
-            x=self._latents(checked_x),
-            y=checked_y,
-            privacy=privacy,
-            epochs=examples.check_epochs(epochs),
-            batch_size=self._batch_size(batch_size, len(checked_x)),
-            learning_rate=examples.check_learning_rate(learning_rate),
-            schedule=schedule or manifest.training.schedule,
-            progress=progress,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            checkpoint_every=checkpoint_every,
-        )
-        return run.run()
+        with self.metered(limit_j=energy_limit_j) as spending:
+            checked_x = self._latents(checked_x, spending)
+            if replay is not None:
+                replay.check_private(checked_x, checked_y)
+                replayed_x, replayed_y = replay.examples()
+                checked_x = np.concatenate([checked_x, replayed_x])
+                checked_y = np.concatenate([checked_y, replayed_y])
+            run = PrivateRun(
+                bundle=self.bundle,
+                engine=self._engine,
+                x=checked_x,
+                y=checked_y,
+                privacy=privacy,
+                epochs=examples.check_epochs(epochs),
+                batch_size=self._batch_size(batch_size, len(checked_x)),
+                learning_rate=examples.check_learning_rate(learning_rate),
+                schedule=schedule or manifest.training.schedule,
+                progress=progress,
+                checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+                checkpoint_every=checkpoint_every,
+                replay=replay,
+                spending=spending,
+            )
+            return run.run()
 
     def evaluate(
         self, x: npt.ArrayLike, y: npt.ArrayLike, batch_size: int | None = None
@@ -323,6 +363,17 @@ class Trainer:
             outputs[rows] = self._engine.predict(padded)[: len(rows)]
         return outputs
 
+    @contextmanager
+    def metered(self, *, limit_j: float | None = None) -> Iterator[Spending]:
+        """What is done inside ``with`` is measured, where this device has a meter.
+
+        Whoever predicts or evaluates inside says so by ``Spending.evaluated``, the basis of an
+        estimate.
+        """
+        with self._meter, InstructionCounter() as counter:
+            cost = self.bundle.manifest.cost
+            yield Spending(self._meter, cost, limit_j=limit_j, counter=counter)
+
     @property
     def measures_energy(self) -> bool:
         """Whether a ``fit`` is measured here, and not estimated."""
@@ -340,10 +391,7 @@ class Trainer:
         Raises:
             AdapterError: it does not fit the bundle; the present adapter is kept.
         """
-        manifest = self.bundle.manifest
-        adapter = check_arrays(arrays, manifest.adapter)
-        optimizer = zeros(manifest.optimizer_state)
-        self._engine.load_state(TrainState(adapter=adapter, optimizer=optimizer))
+        self._engine.load_state(self._new(arrays))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the adapter and optimiser state; a crash leaves the old checkpoint or the new one.
@@ -373,10 +421,16 @@ class Trainer:
         """Frees the graphs' memory; the adapter stays, and the next call loads them again."""
         self._engine.release()
 
+    def _new(self, arrays: Mapping[str, npt.ArrayLike]) -> TrainState:
+        """An adapter with the optimiser at its start."""
+        manifest = self.bundle.manifest
+        adapter = check_arrays(arrays, manifest.adapter)
+        return TrainState(adapter=adapter, optimizer=zeros(manifest.optimizer_state))
+
     def _encoded(self, x: AnyArray) -> AnyArray:
         return x if self.bundle.manifest.latent is None else self._engine.encode(x)
 
-    def _latents(self, x: AnyArray) -> AnyArray:
+    def _latents(self, x: AnyArray, spending: Spending | None = None) -> AnyArray:
         """What the train graph takes for these examples; each is computed once."""
         if self.bundle.manifest.latent is None:
             return x
@@ -385,14 +439,24 @@ class Trainer:
             self._encoded(x[batches.pad_rows(rows, size)])[: len(rows)]
             for rows in batches.in_order(len(x), size)
         ]
+        if spending is not None:
+            spending.evaluated(len(x), len(parts))
         return np.concatenate(parts)
 
-    def _measured(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[AnyArray, AnyArray]:
+    def _measured(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, spending: Spending
+    ) -> tuple[AnyArray, AnyArray]:
         checked_x, checked_y = examples.check_examples(x, y, self.bundle.manifest)
-        return self._latents(checked_x), checked_y
+        return self._latents(checked_x, spending), checked_y
 
-    def _teacher(self, x: AnyArray, distillation: float) -> Teacher | None:
-        """The present adapter's outputs; zeros of weight 0 where nothing is distilled."""
+    def _taught(
+        self,
+        x: AnyArray,
+        distillation: float,
+        teacher: Mapping[str, npt.ArrayLike] | None,
+        spending: Spending,
+    ) -> Teacher | None:
+        """The teacher's outputs; zeros of weight 0 where nothing is distilled."""
         manifest = self.bundle.manifest
         if not 0 <= distillation < 1:
             raise DataError(f"distillation {distillation}: must be at least 0 and below 1")
@@ -405,7 +469,11 @@ class Trainer:
             return None
         weight = np.full(len(x), distillation, np.float32)
         if distillation:
-            return self.predict(x), weight
+            earlier = None if teacher is None else self._new(teacher)
+            with nullcontext() if earlier is None else self._engine.borrowed(earlier):
+                outputs = self.predict(x)
+            spending.evaluated(len(x), math.ceil(len(x) / self._batch_size(None, len(x))))
+            return outputs, weight
         return np.zeros((len(x), manifest.num_outputs), np.float32), weight
 
     def _gradient(self, x: AnyArray, y: AnyArray) -> Arrays:
@@ -417,43 +485,3 @@ class Trainer:
         limit = self.bundle.manifest.max_batch
         size = min(DEFAULT_BATCH_SIZE, limit) if asked is None else asked
         return min(examples.check_batch_size(size, self.bundle.manifest), available)
-
-
-class _Locked:
-    """An engine used from several threads: one call at a time."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = RLock()
-
-    def load_state(self, state: TrainState) -> None:
-        with self._lock:
-            self._engine.load_state(state)
-
-    def state(self) -> TrainState:
-        with self._lock:
-            return self._engine.state()
-
-    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
-        with self._lock:
-            return self._engine.step(batch, learning_rate)
-
-    def evaluate(self, batch: Batch) -> tuple[float, float, float]:
-        with self._lock:
-            return self._engine.evaluate(batch)
-
-    def gradients(self, batch: Batch, max_grad_norm: float) -> dict[str, AnyArray]:
-        with self._lock:
-            return self._engine.gradients(batch, max_grad_norm)
-
-    def encode(self, x: AnyArray) -> npt.NDArray[np.float32]:
-        with self._lock:
-            return self._engine.encode(x)
-
-    def predict(self, x: AnyArray) -> npt.NDArray[np.float32]:
-        with self._lock:
-            return self._engine.predict(x)
-
-    def release(self) -> None:
-        with self._lock:
-            self._engine.release()

@@ -21,6 +21,7 @@ from typing import Any
 
 from rootlet.cli_policy import add_policy_options, policy_of
 from rootlet.client import LEAVE_TIMEOUT_S, DeviceClient
+from rootlet.continual import ContinualConfig
 from rootlet.data import ArrayData, load_npz
 from rootlet.device_log import DeviceLog
 from rootlet.errors import ConfigError
@@ -29,9 +30,11 @@ from rootlet.status import DeviceEvent, DeviceState
 from rootlet.store import Examples
 from rootlet.train_config import TrainConfig
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.engines import ENGINES
 from rootlet_runtime.errors import DataError, RootletError
 from rootlet_runtime.examples import check_examples
 from rootlet_runtime.manifest import Manifest
+from rootlet_runtime.replay import ReplaySettings
 from rootlet_runtime.signing import load_public_key
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -88,6 +91,20 @@ def add_device_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     add("--max-rounds", type=_positive, metavar="N", help="leave after N trained rounds")
     add("--num-threads", type=_positive, default=1, metavar="N", help="threads of one training")
+    add("--engine", choices=sorted(ENGINES), default="onnxruntime", help="what runs the bundle")
+    add(
+        "--replay-bytes",
+        type=_positive,
+        metavar="N",
+        help="keep a sample of all examples in N bytes of the state directory, and replay it",
+    )
+    add(
+        "--distillation",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="learn from the last accepted adapter's outputs too, with this weight below 1",
+    )
     add("--events", type=Path, metavar="FILE.jsonl", help="append every event as a line of JSON")
     add_policy_options(parser)
 
@@ -117,7 +134,7 @@ def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> in
             bundle,
             state_dir,
             policy=policy_of(arguments),
-            train=TrainConfig(num_threads=arguments.num_threads),
+            train=_training(arguments, bundle.manifest),
             data=data,
             on_event=visit.hear,
         )
@@ -188,6 +205,22 @@ def _events_printed_once() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+def _training(arguments: argparse.Namespace, manifest: Manifest) -> TrainConfig:
+    """How the options say that it trains."""
+    replay = None
+    if arguments.replay_bytes is not None:
+        classifies = manifest.task == "classification"
+        replay = ReplaySettings(
+            quota_bytes=arguments.replay_bytes,
+            selection="class_balanced" if classifies else "uniform",
+        )
+    return TrainConfig(
+        num_threads=arguments.num_threads,
+        engine=arguments.engine,
+        continual=ContinualConfig(replay=replay, distillation=arguments.distillation),
+    )
 
 
 def _data(arguments: argparse.Namespace, manifest: Manifest) -> ArrayData:

@@ -31,6 +31,7 @@ from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
 from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.engines import largest_step
 from rootlet_runtime.errors import DataError, RootletError
 from rootlet_runtime.fit import FitResult, Progress
 
@@ -86,10 +87,11 @@ class DeviceClient:
     ) -> None:
         manifest = bundle.manifest
         self._settings = train.resolved(manifest.training)
-        if self._settings.batch_size > manifest.max_batch:
+        most = largest_step(train.engine, manifest)
+        if self._settings.batch_size > most:
             raise ConfigError(
-                f"batch_size is {self._settings.batch_size}, above the {manifest.max_batch} that "
-                f"bundle {manifest.name} takes: give at most {manifest.max_batch}"
+                f"batch_size is {self._settings.batch_size}, above the {most} that bundle "
+                f"{manifest.name} takes with engine {train.engine}: give at most {most}"
             )
         self._bundle, self._on_event, self._recheck_s = bundle, on_event, recheck_s
         self._limits, self._budget = train.limits(), policy.energy
@@ -109,7 +111,10 @@ class DeviceClient:
             self._continual = Continual(
                 train.continual, manifest, self._state.replay, self._data.holdout
             )
-            self._learner = Learner(bundle, folder, train.num_threads, self._continual)
+            self._watches_drift = train.continual.drift
+            self._learner = Learner(
+                bundle, folder, train.num_threads, self._continual, engine=train.engine
+            )
             self._state.remove_other_adapters(bundle.manifest_sha256)
         except BaseException:
             self._state.close()
@@ -152,23 +157,67 @@ class DeviceClient:
         )
         self._store.observe(checked_x[0], checked_y[0])
 
-    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def predict(self, x: npt.ArrayLike, *, task: str | None = None) -> npt.NDArray[np.float32]:
         """Applies the last finished adapter; never waits for a training.
 
         Args:
             x: One input, or inputs ``[N, ...]``.
+            task: Takes the adapter that was kept under this name instead.
 
         Returns:
             Class probabilities or regression values: ``[K]`` for one input, else ``[N, K]``.
 
         Raises:
             DataError: Shape, dtype or value is not what the bundle takes.
+            AdapterError: The task has no adapter.
         """
         array = _as_array("x", x)
-        if array.ndim == len(self._bundle.manifest.x.shape) - 1:
-            single: npt.NDArray[np.float32] = self._learner.predict(array[np.newaxis])[0]
-            return single
-        return self._learner.predict(array)
+        single = array.ndim == len(self._bundle.manifest.x.shape) - 1
+        outputs = self._learner.predict(array[np.newaxis] if single else array, task)
+        if self._watches_drift and task is None and self._learner.drift.saw(outputs):
+            detail = "the model is less sure of its predictions than it was"
+            self._start(
+                "rootlet-drift", lambda: self._tell(DeviceEvent(kind="drift", detail=detail))
+            )
+        found: npt.NDArray[np.float32] = outputs[0] if single else outputs
+        return found
+
+    # -- adapters by task ------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names under which adapters are kept, sorted."""
+        return self._learner.tasks.tasks()
+
+    def keep_task(self, task: str) -> None:
+        """Keeps the last finished adapter under a name, in place of the one before.
+
+        Args:
+            task: Lower-case letters, digits, ``_`` and ``-``.
+
+        Raises:
+            AdapterError: Not a name, or there are sixteen others.
+            CheckpointError: The disk refused.
+        """
+        self._check_open()
+        self._learner.keep_task(task)
+
+    def use_task(self, task: str) -> None:
+        """Goes on from the adapter that is kept under a name: ``predict`` and training use it.
+
+        Waits for a training under way, which ends as it would have.
+
+        Raises:
+            AdapterError: There is none of this name.
+            CheckpointError: Its file is damaged, or the disk refused.
+        """
+        self._check_open()
+        self._learner.use_task(task)
+
+    def forget_task(self, task: str) -> None:
+        """Removes the adapter that is kept under a name, if there is one."""
+        self._check_open()
+        self._learner.tasks.remove(task)
 
     def erase(self) -> None:
         """Removes every observed and replayed example from the device; what was learnt stays.
@@ -315,6 +364,7 @@ class DeviceClient:
             last_error=self._last_error,
             refused=self._refused(),
             remembered=self._continual.remembered,
+            drifted=self._learner.drift.drifted,
             energy_today=self._gate.energy.today(),
             bytes_up=membership.traffic.up if membership else 0,
             bytes_down=membership.traffic.down if membership else 0,

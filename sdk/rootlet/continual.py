@@ -7,6 +7,7 @@ is raw training data, and is erased with it.
 
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.quality_gate import QualityGate, Verdict, example_errors
 from rootlet_runtime.replay import Replay, ReplayBuffer, ReplaySettings
-from rootlet_runtime.trainer import Trainer
+from rootlet_runtime.spending import Spending
+from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE, Trainer
 
 _BUFFER, _OFFERED = "replay", "offered"
 _log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ class ContinualConfig:
         replay_fraction: Share of each batch that is replayed.
         distillation: Weight, in [0, 1), of the last accepted adapter's outputs beside the labels.
             The bundle must be compiled for it.
+        ewc: Strength with which a local training is held to what earlier ones learnt (elastic
+            weights); 0 for none. The bundle must have the graph ``grads``.
+        drift: Whether an alarm watches the confidence of ``predict``; classification only.
         gate: What an adapter must pass before ``predict`` uses it; None lets every one pass.
 
     Raises:
@@ -48,6 +53,8 @@ class ContinualConfig:
     replay: ReplaySettings | None = None
     replay_fraction: float = 0.5
     distillation: float = 0.0
+    ewc: float = 0.0
+    drift: bool = False
     gate: QualityGate | None = field(default_factory=QualityGate)
 
     def __post_init__(self) -> None:
@@ -58,6 +65,30 @@ class ContinualConfig:
         if not 0 <= self.distillation < 1:
             raise ConfigError(
                 f"distillation is {self.distillation}: give a weight of at least 0 and below 1"
+            )
+        if not (math.isfinite(self.ewc) and self.ewc >= 0):
+            raise ConfigError(f"ewc is {self.ewc}: give a strength of at least 0")
+
+    def check(self, manifest: Manifest) -> None:
+        """Whether a bundle can do what is asked for.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.distillation and not manifest.distils:
+            raise ConfigError(
+                f"distillation is {self.distillation}, but bundle {manifest.name} takes no "
+                "teacher: compile it with CompileConfig(distillation=True), or leave it out"
+            )
+        if self.ewc and "grads" not in manifest.graphs:
+            raise ConfigError(
+                f"ewc is {self.ewc}, but bundle {manifest.name} has no grads graph: compile it "
+                "with CompileConfig(privacy=PrivacyConfig()), or leave it out"
+            )
+        if self.drift and manifest.task != "classification":
+            raise ConfigError(
+                "drift is True, but the outputs of a regression tell no confidence: feed "
+                "rootlet_runtime.drift.LossDrift with losses, or leave it out"
             )
 
 
@@ -84,11 +115,7 @@ class Continual:
         folder: Path,
         held_out: Callable[[], Examples | None],
     ) -> None:
-        if config.distillation and not manifest.distils:
-            raise ConfigError(
-                f"distillation is {config.distillation}, but bundle {manifest.name} takes no "
-                "teacher: compile it with CompileConfig(distillation=True), or leave it out"
-            )
+        config.check(manifest)
         self._config, self._manifest, self._held_out = config, manifest, held_out
         self._files = ArrayFiles(folder)
         self._rng = np.random.default_rng()
@@ -108,6 +135,11 @@ class Continual:
     def distillation(self) -> float:
         """Weight of the last accepted adapter's outputs."""
         return self._config.distillation
+
+    @property
+    def ewc(self) -> float:
+        """Strength of elastic weights."""
+        return self._config.ewc
 
     @property
     def remembered(self) -> int:
@@ -150,17 +182,22 @@ class Continual:
         except CheckpointError as error:
             _log.warning("the replay buffer was not kept: %s", error)
 
-    def judge(self, before: Predict, after: Predict) -> Verdict | None:
+    def judge(
+        self, before: Predict, after: Predict, spending: Spending | None = None
+    ) -> Verdict | None:
         """What the gate says of an adapter; None where there is no gate or nothing to judge by.
 
         Args:
             before: Outputs of the last accepted adapter.
             after: Outputs of the one in question.
+            spending: Counts the predictions.
         """
         held_out = self.held_out()
         if self._config.gate is None or held_out is None:
             return None
         x, y = held_out
+        if spending is not None:
+            spending.evaluated(2 * len(x), 2 * math.ceil(len(x) / DEFAULT_BATCH_SIZE))
         task = self._manifest.task
         return self._config.gate.judge(
             example_errors(task, before(x), y),

@@ -1,8 +1,9 @@
 """What a device may spend on training: a budget for a round and for a day.
 
-Counted is the energy of training, the guard's evaluations included: measured where the device has a
-meter, else estimated from the work (`rootlet_runtime.meter`, `rootlet_runtime.energy`). The radio,
-and measuring an adapter before and after a round, are not counted.
+Counted is the energy of training, with the guard's evaluations, latents and a teacher's outputs;
+and, in the day's account only, what the quality gate predicts. It is measured where the device has
+a meter, else estimated from the work (`rootlet_runtime.meter`, `rootlet_runtime.energy`). The
+radio, and measuring an adapter before and after a round, are not counted.
 """
 
 import math

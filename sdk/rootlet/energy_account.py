@@ -82,6 +82,12 @@ class Allowance:
         """A training begins: it has spent nothing."""
         self._charged_j = 0.0
 
+    def add(self, energy: Energy) -> None:
+        """Charges what was spent beside the training."""
+        if self.account is not None and energy.joules > 0:
+            self.account.spend(energy.joules, energy.method)
+            self.account.flush()
+
     def charge(self, energy: Energy, *, final: bool = False) -> None:
         """Charges what was spent since the last call; ``energy`` is the training's so far."""
         if self.account is None:

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from rootlet import protocol
+from rootlet.continual import Continual, ContinualConfig
+from rootlet.energy import EnergyBudget
+from rootlet.energy_account import Allowance, EnergyAccount
+from rootlet.errors import ConfigError
 from rootlet.fleet import records as fleet
-from rootlet.fleet.envelope import FleetRequest
+from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
+from rootlet.learner import Learner
 from rootlet.participant import DEFAULT_LIMITS, DataSource, Participant, RoundLimits
+from rootlet.state import StateDirectory
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import MissingExtraError
 from rootlet_runtime.trainer import Trainer
@@ -35,16 +42,26 @@ except ImportError as error:
     ) from error
 
 
+NO_BUDGET = EnergyBudget()
+
+
 def client_app(
     bundle: Bundle,
     data: DataSource | Callable[[Context], DataSource],
     *,
     limits: RoundLimits = DEFAULT_LIMITS,
     num_threads: int = 1,
+    engine: str = "onnxruntime",
     rng: np.random.Generator | None = None,
     checkpoint_dir: Path | None = None,
+    state_dir: Path | Callable[[Context], Path] | None = None,
+    continual: ContinualConfig | None = None,
+    energy: EnergyBudget = NO_BUDGET,
 ) -> ClientApp:
     """Return a ClientApp that answers as a rootlet device does.
+
+    A ClientApp remembers nothing between two messages. With `state_dir` it has what a device has:
+    the adapter that its gate accepted last, the replay buffer, and the day's energy.
 
     Args:
         bundle: The verified bundle.
@@ -52,39 +69,105 @@ def client_app(
             configuration, such as `partition-id`) to them.
         limits: Bounds on what a server may ask for.
         num_threads: Threads of the engine.
+        engine: What runs the graphs.
         rng: Draws the order of the examples.
-        checkpoint_dir: Where an interrupted training goes on from.
+        checkpoint_dir: Where an interrupted training goes on from; within `state_dir` where there
+            is one.
+        state_dir: Where the node remembers, or a function from the Context to it; one message at a
+            time.
+        continual: How it goes on learning; needs `state_dir`.
+        energy: The most that training may spend; a day's budget needs `state_dir`.
+
+    Raises:
+        ConfigError: What must be remembered has no place, or a device-only option is asked for.
     """
+    if state_dir is None and (continual is not None or energy.joules_per_day is not None):
+        raise ConfigError(
+            "continual and joules_per_day must be remembered from message to message: give "
+            "client_app a state_dir"
+        )
+    if continual is not None and (continual.ewc or continual.drift):
+        raise ConfigError(
+            "ewc holds local trainings and drift watches predictions, and a ClientApp has neither: "
+            "leave them out, or embed a DeviceClient"
+        )
+    if continual is not None:
+        continual.check(bundle.manifest)
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
         source = data(context) if callable(data) else data
-        participant = Participant(
-            Trainer(bundle, num_threads=num_threads),
-            source,
-            limits=limits,
-            rng=rng,
-            checkpoint_dir=checkpoint_dir,
-        )
-        return _answer(participant, message)
+        request = _request(message)
+        if state_dir is None:
+            participant = Participant(
+                Trainer(bundle, engine=engine, num_threads=num_threads),
+                source,
+                limits=limits,
+                rng=rng,
+                checkpoint_dir=checkpoint_dir,
+                allowance=Allowance(limit_j=energy.joules_per_round),
+            )
+            return _reply(message, participant.answer(request))
+        folder = state_dir(context) if callable(state_dir) else state_dir
+        with StateDirectory(folder) as state:
+            state.accept(bundle.manifest)
+            kept = Continual(
+                continual or ContinualConfig(), bundle.manifest, state.replay, source.holdout
+            )
+            adapter = state.adapter(bundle.manifest_sha256)
+            learner = Learner(bundle, adapter, num_threads, kept, engine=engine)
+            state.remove_other_adapters(bundle.manifest_sha256)
+            return _reply(message, _answered(learner, source, limits, energy, state, request, rng))
 
     app.train()(answer)
     app.evaluate()(answer)
     return app
 
 
-def _answer(participant: Participant, message: Message) -> Message:
+def _answered(  # noqa: PLR0917 (a message's circumstances)
+    learner: Learner,
+    source: DataSource,
+    limits: RoundLimits,
+    energy: EnergyBudget,
+    state: StateDirectory,
+    request: FleetRequest,
+    rng: np.random.Generator | None,
+) -> Answer | None:
+    """The answer of a node that remembers; its finished adapter is the new one or the old."""
+    account = EnergyAccount(state)
+    allowance = Allowance(limit_j=energy.joules_per_round, account=account)
+    participant = learner.participant(source, limits, allowance, rng)
+    trains = request.message_type == protocol.TRAIN
+
+    def used_up() -> bool:
+        most = energy.joules_per_day
+        return trains and most is not None and account.today().joules >= most
+
+    with learner.busy:
+        answer = None if used_up() else participant.answer(request, should_stop=used_up)
+        if trains and answer is not None and not answer.error:
+            learner.finish(allowance)
+        else:
+            learner.roll_back()
+    account.flush()
+    return answer
+
+
+def _request(message: Message) -> FleetRequest:
     records = from_record_dict(message.content)
-    request = FleetRequest(
+    return FleetRequest(
         run_id=message.metadata.run_id,
         group_id=message.metadata.group_id,
         message_type=message.metadata.message_type,
         records=records,
         n_bytes=records_bytes(records),
     )
-    answer = participant.answer(request)
+
+
+def _reply(message: Message, answer: Answer | None) -> Message:
+    """Only the day's budget stops a training here."""
     if answer is None:
-        raise AssertionError("unreachable: nothing stops the training")
+        answer = Answer({}, "the day's energy is used up: ask tomorrow", protocol.ERROR_REFUSED)
     if answer.error:
         return Message(Error(answer.code, answer.error), reply_to=message)
     return Message(to_record_dict(answer.records), reply_to=message)

@@ -10,8 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.continual import Continual
+from rootlet.drift import ConfidenceDrift
+from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
+from rootlet_runtime.adapter_bank import AdapterBank
+from rootlet_runtime.array_files import ArrayFiles
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.fit import FitProgress, FitResult, Progress
@@ -36,27 +40,69 @@ class Learner:
         folder: Where the finished adapter and an unfinished training are kept.
         num_threads: Processor threads of one training.
         continual: What it replays, and the gate that an adapter must pass.
+        engine: What runs the graphs.
 
     Attributes:
+        tasks: Adapters that are kept by name.
+        drift: Watches the predictions.
         verdict: The gate's last; None where there was nothing to judge, or nothing to judge by.
     """
 
     def __init__(
-        self, bundle: Bundle, folder: Path, num_threads: int, continual: Continual
+        self,
+        bundle: Bundle,
+        folder: Path,
+        num_threads: int,
+        continual: Continual,
+        *,
+        engine: str = "onnxruntime",
     ) -> None:
         self.verdict: Verdict | None = None
         self._continual = continual
-        self.trainer = Trainer(bundle, num_threads=num_threads)
+        self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads)
+        self.tasks = AdapterBank(ArrayFiles(folder / "tasks"), bundle.manifest.adapter)
+        self.drift = ConfidenceDrift()
+        self._elastic = Elastic(continual.ewc, self.trainer, folder / "elastic")
         self.busy = threading.Lock()
         self._folder = folder
-        self._predictor = Trainer(bundle)
+        self._predictor = Trainer(bundle, engine=engine)
         self._exchange = threading.Lock()
         self._restore_or_begin()
 
-    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Outputs ``[N, K]`` of the last finished adapter, for inputs ``[N, ...]``."""
+    def predict(self, x: npt.ArrayLike, task: str | None = None) -> npt.NDArray[np.float32]:
+        """Outputs ``[N, K]`` of the last finished adapter, for inputs ``[N, ...]``.
+
+        Args:
+            x: The inputs.
+            task: Takes the adapter that is kept under this name instead.
+
+        Raises:
+            AdapterError: The task has none.
+        """
+        adapter = None if task is None else self.tasks.adapter(task)
         with self._exchange:
-            return self._predictor.predict(x)
+            if adapter is None:
+                return self._predictor.predict(x)
+            finished = self._predictor.adapter
+            self._predictor.load_adapter(adapter)
+            try:
+                return self._predictor.predict(x)
+            finally:
+                self._predictor.load_adapter(finished)
+
+    def keep_task(self, task: str) -> None:
+        """Keeps the last finished adapter under a name."""
+        with self._exchange:
+            finished = self._predictor.adapter
+        self.tasks.keep(task, finished)
+
+    def use_task(self, task: str) -> None:
+        """Makes a kept adapter the last finished one; waits for a training to end."""
+        adapter = self.tasks.adapter(task)
+        with self.busy:
+            self.trainer.load_adapter(adapter)
+            self.trainer.save(self._folder)
+            self._publish()
 
     def fit(
         self,
@@ -107,6 +153,7 @@ class Learner:
                     checkpoint_every=max(MIN_STEPS_PER_CHECKPOINT, steps // CHECKPOINTS_PER_FIT),
                     replay=self._continual.replay,
                     distillation=self._continual.distillation,
+                    elastic=self._elastic.weights,
                 )
             except BaseException:
                 self.roll_back()
@@ -116,30 +163,45 @@ class Learner:
                 self.roll_back()
                 return result
             self._continual.learnt(self.trainer, examples, settings.epochs, erasures=erasures)
-            return replace(result, verdict=self.finish())
+            verdict = self.finish(allowance)
+            if verdict is None or verdict.accepted:
+                self._elastic.learnt(x, y)
+            return replace(result, verdict=verdict)
 
     def participant(
-        self, data: DataSource, limits: RoundLimits, allowance: Allowance | None = None
+        self,
+        data: DataSource,
+        limits: RoundLimits,
+        allowance: Allowance | None = None,
+        rng: np.random.Generator | None = None,
     ) -> Participant:
         """One that answers a server's requests with this trainer; its caller holds ``busy``."""
         return Participant(
             self.trainer,
             data,
             limits=limits,
+            rng=rng,
             checkpoint_dir=self._folder / "round",
             allowance=allowance,
             continual=self._continual,
         )
 
-    def finish(self) -> Verdict | None:
+    def finish(self, allowance: Allowance | None = None) -> Verdict | None:
         """Saves the trainer's adapter and lets ``predict`` use it; the caller holds ``busy``.
 
         If the gate refuses it, the trainer gets the last finished adapter again.
 
+        Args:
+            allowance: Charged with what the gate's predictions took.
+
         Returns:
             What the gate said; None where it had nothing to judge by.
         """
-        self.verdict = self._continual.judge(self.predict, self.trainer.predict)
+        with self.trainer.metered() as spending:
+            predict = self.trainer.predict
+            self.verdict = self._continual.judge(self.predict, predict, spending)
+            if allowance is not None and self.verdict is not None:
+                allowance.add(spending.energy(final=True))
         if self.verdict is not None and not self.verdict.accepted:
             _log.warning("an update was refused and rolled back: %s", self.verdict.reason)
             self.roll_back()
@@ -164,6 +226,7 @@ class Learner:
         adapter = self.trainer.adapter
         with self._exchange:
             self._predictor.load_adapter(adapter)
+        self.drift.begin()
 
     def _restore_or_begin(self) -> None:
         try:

@@ -216,7 +216,7 @@ class Membership:
 
     def _keep_adapter(self) -> None:
         try:
-            verdict = self._means.learner.finish()
+            verdict = self._means.learner.finish(self._means.participant.allowance)
             if verdict is not None and not verdict.accepted:  # the server still gets the update
                 self._means.tell(kept(verdict))
         except CheckpointError as error:  # the server still gets the update

@@ -17,7 +17,7 @@ from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.energy import count_work
+from rootlet_runtime.energy import Work, count_work
 from rootlet_runtime.errors import (
     AdapterError,
     DivergedError,
@@ -76,10 +76,12 @@ class Participant:
         limits: Bounds on what a server may ask for.
         rng: Draws the order of the examples; by default seeded by the operating system.
         checkpoint_dir: Where an interrupted training goes on from; None to start it anew.
-        continual: What is replayed and distilled; None for nothing.
+        continual: What is replayed and distilled; None for nothing. The teacher is the adapter that
+            the trainer has when the request comes: the last accepted one.
         allowance: What a round may spend, and the account that it is charged to.
 
     Attributes:
+        allowance: What a round may spend, and the account that it is charged to.
         last_fit: What the last training did; None where there was none, or it failed.
     """
 
@@ -95,7 +97,7 @@ class Participant:
         continual: Continual | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
-        self._allowance = allowance or Allowance()
+        self.allowance = allowance or Allowance()
         self._trainer = trainer
         self._data = data
         self._limits = limits
@@ -146,10 +148,12 @@ class Participant:
         erasures = 0 if self._continual is None else self._continual.erasures
         x, y = self._data.train()
         measured_x, measured_y = self._measured(x, y)
-        self._check_energy(asked, len(x))
+        holds_out = measured_x is not x
+        self._check_energy(asked, len(x), len(measured_x) if holds_out else 0)
+        accepted = self._trainer.adapter
         self._trainer.load_adapter(asked.adapter)
         received = self._trainer.evaluate(measured_x, measured_y)
-        allowance = self._allowance
+        allowance = self.allowance
         allowance.begin()
 
         def watch(progress: FitProgress) -> bool:
@@ -168,8 +172,9 @@ class Participant:
             checkpoint_dir=self._checkpoint_dir,
             replay=None if self._continual is None else self._continual.replay,
             distillation=0.0 if self._continual is None else self._continual.distillation,
+            teacher=accepted,
             schedule=ROUND,
-            held_out=None if measured_x is x else (measured_x, measured_y),
+            held_out=(measured_x, measured_y) if holds_out else None,
             energy_limit_j=allowance.limit_j,
         )
         allowance.charge(result.energy, final=True)
@@ -227,21 +232,36 @@ class Participant:
         )
         return work.estimated_j
 
-    def _check_energy(self, asked: TrainRequest, examples: int) -> None:
+    def _check_energy(self, asked: TrainRequest, examples: int, held_out: int) -> None:
         """Refuse a round that is known to need more energy than it may spend."""
-        limit = self._allowance.limit_j
+        limit = self.allowance.limit_j
         if limit is None or self._trainer.measures_energy:
             return
-        manifest = self._trainer.bundle.manifest
-        steps = asked.epochs * math.ceil(examples / asked.batch_size)
-        work = count_work(
-            manifest.cost, train_examples=asked.epochs * examples, train_batches=steps
-        )
+        work = self._needed(asked, examples, held_out)
         if work.estimated_j > limit:
             raise RequestRefusedError(
                 f"the round needs {work.estimated_j:.3g} J (estimated) and this device spends at "
                 f"most {limit:.3g} J on one: ask for fewer epochs"
             )
+
+    def _needed(self, asked: TrainRequest, examples: int, held_out: int) -> Work:
+        """The steps with their replayed rows, the teacher's outputs and the latents."""
+        manifest = self._trainer.bundle.manifest
+        replay = None if self._continual is None else self._continual.replay
+        replayed = 0 if replay is None else len(replay.buffer)
+        size = min(asked.batch_size, examples + replayed)
+        rows = replay.rows_per_batch(size) if replay is not None and replayed else 0
+        steps = asked.epochs * math.ceil(examples / (size - rows))
+        encoded = 0 if manifest.latent is None else examples + held_out
+        taught = examples if self._continual is not None and self._continual.distillation else 0
+        return count_work(
+            manifest.cost,
+            train_examples=asked.epochs * examples + steps * rows,
+            train_batches=steps,
+            predict_examples=encoded + taught,
+            predict_batches=math.ceil(encoded / DEFAULT_BATCH_SIZE)
+            + math.ceil(taught / DEFAULT_BATCH_SIZE),
+        )
 
     def _check(self, asked: EvaluateRequest) -> None:
         """Refuse a request for another bundle."""
@@ -259,7 +279,7 @@ class Participant:
         bounds = (
             ("epochs", asked.epochs, self._limits.epochs),
             ("learning_rate", asked.learning_rate, self._limits.learning_rate),
-            ("batch_size", asked.batch_size, self._trainer.bundle.manifest.max_batch),
+            ("batch_size", asked.batch_size, self._trainer.max_batch),
         )
         for name, value, bound in bounds:
             if value > bound:

@@ -47,6 +47,7 @@ class DeviceStatus:
         energy_today: What training has spent in the present local day, measured or estimated.
         refused: Why the last finished update was not used; empty where it is.
         remembered: Examples in the replay buffer.
+        drifted: Whether the drift alarm has told since the present adapter is in use.
         bytes_up: Bytes of bodies sent to the server since the device joined.
         bytes_down: Bytes of bodies received.
     """
@@ -59,6 +60,7 @@ class DeviceStatus:
     last_error: str
     refused: str = ""
     remembered: int = 0
+    drifted: bool = False
     bytes_up: int
     bytes_down: int
     energy_today: EnergySpent = NOTHING_SPENT
@@ -71,8 +73,9 @@ class DeviceEvent:
     Attributes:
         kind: `waiting` (the policy says no), `trained`, `evaluated`, `rolled back` (training
             diverged on the way), `kept` (an update was worse on the device's own held-out examples,
-            and the app's adapter stays), `interrupted`, `failed` (it goes on), `gave up`, `left`,
-            or a kind of `rootlet.fleet.events.EventKind`.
+            and the app's adapter stays), `drift` (the model is less sure than it was),
+            `interrupted`, `failed` (it goes on), `gave up`, `left`, or a kind of
+            `rootlet.fleet.events.EventKind`.
         detail: More about it, in plain words; may be empty.
         message_type: `train` or `evaluate`, where it concerns a request.
         round: The server's round; 0 for none.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from rootlet.continual import ContinualConfig
 from rootlet.errors import ConfigError
 from rootlet.participant import DEFAULT_LIMITS, RoundLimits
+from rootlet_runtime.engines import ENGINES
 from rootlet_runtime.manifest import TrainingDefaults
 
 
@@ -20,6 +21,7 @@ class TrainConfig:
             by the bundle's ``max_batch``.
         learning_rate: Step length. None: as for ``epochs``.
         num_threads: Processor threads that one training may use.
+        engine: ``onnxruntime`` or ``litert``; see ``docs/engines.md``.
         continual: What is replayed and distilled, and what an adapter must pass to be used.
 
     Raises:
@@ -30,6 +32,7 @@ class TrainConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     num_threads: int = 1
+    engine: str = "onnxruntime"
     continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
@@ -37,6 +40,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, below 1: give at least 1")
+        if self.engine not in ENGINES:
+            raise ConfigError(
+                f"engine is {self.engine!r}: give one of {', '.join(sorted(ENGINES))}"
+            )
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ConfigError(f"learning_rate is {rate}: give a positive, finite number")

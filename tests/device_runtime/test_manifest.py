@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rootlet_runtime import Bundle, Manifest, TensorSpec, TrainingDefaults, strict_json
+from rootlet_runtime import (
+    Bundle,
+    GraphSpec,
+    LitertSpec,
+    Manifest,
+    TensorSpec,
+    TrainingDefaults,
+    strict_json,
+)
 from rootlet_runtime.errors import ManifestError
 
 Tiny = Callable[[str], tuple[Manifest, dict[str, bytes]]]
@@ -91,6 +99,23 @@ def test_step_belongs_to_the_train_graph(tiny: Tiny) -> None:
     graph = replace(predict, inputs=(*predict.inputs, "step"))
     with pytest.raises(ManifestError, match="train graph only"):
         replace(manifest, graphs={**manifest.graphs, "predict": graph})
+
+
+def test_a_litert_model_takes_neither_a_latent_nor_a_teacher(tiny: Tiny) -> None:
+    manifest, _ = tiny("sgd")
+    train = manifest.graphs["train"]
+    taught = replace(train, inputs=(*train.inputs, "teacher", "teacher_weight"))
+    encode = GraphSpec(file="encode.onnx", inputs=("x",), outputs=("latent",))
+    latent = TensorSpec(name="latent", dtype="float32", shape=(None, 6))
+    litert = LitertSpec(file="model.tflite", batches=(1, 8))
+    for changes in (
+        {"graphs": {**manifest.graphs, "train": taught}},
+        {"graphs": {**manifest.graphs, "encode": encode}, "latent": latent},
+    ):
+        assert replace(manifest, **changes).litert is None
+        with pytest.raises(ManifestError, match="neither a latent nor a teacher"):
+            replace(manifest, litert=litert, **changes)
+    assert replace(manifest, litert=litert).litert == litert
 
 
 @pytest.mark.parametrize(

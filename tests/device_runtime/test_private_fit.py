@@ -214,7 +214,7 @@ def test_the_checkpoint_holds_neither_samples_nor_noise(trainer, data, tmp_path)
     (path,) = tmp_path.glob("*.json")
     position = json.loads(path.read_text())["notes"]["position"]
     assert set(position) == {
-        *("step", "charged", "epoch"),
+        *("fit", "energy_j", "step", "charged", "epoch"),
         *("loss_sum", "metric_sum", "weight_sum"),
     }
 

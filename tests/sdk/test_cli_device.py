@@ -13,13 +13,16 @@ from datetime import time
 import numpy as np
 import pytest
 
-from rootlet.cli_device import _interruptions, _Visit, add_device_parser
+from rootlet.cli_device import _interruptions, _training, _Visit, add_device_parser
 from rootlet.cli_policy import policy_of
+from rootlet.continual import ContinualConfig
 from rootlet.data import ArrayData
 from rootlet.device_log import DeviceLog
 from rootlet.policy import ParticipationPolicy
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
+from rootlet.train_config import TrainConfig
 from rootlet_runtime import Bundle
+from rootlet_runtime.replay import ReplaySettings
 
 NEEDED = ("device", "--superlink", "h:1", "--bundle", "b", "--trusted-key", "k", "--data", "d.npz")
 TRAINED = {
@@ -85,10 +88,24 @@ def test_options_describe_a_policy(parse, options, policy):
     assert policy_of(parse(*options)) == policy
 
 
+def test_options_describe_how_it_trains(parse, mlp_bundle):
+    with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as bundle:
+        default = _training(parse(), bundle.manifest)
+        options = ("--engine", "litert", "--replay-bytes", "50000", "--distillation", "0.3")
+        asked = _training(parse(*options), bundle.manifest)
+    assert default == TrainConfig()
+    assert asked == TrainConfig(
+        engine="litert",
+        continual=ContinualConfig(replay=ReplaySettings(quota_bytes=50_000), distillation=0.3),
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--max-rounds", "0"), "at least 1"),
+        (("--replay-bytes", "0"), "at least 1"),
+        (("--engine", "tensorrt"), "invalid choice"),
         (("--max-rounds", "many"), "at least 1"),
         (("--quiet-hours", "late"), "not like 22:00-07:00"),
         (("--battery-above", "much"), "invalid float"),
@@ -111,6 +128,8 @@ def test_wrong_options_end_with_code_2(parse, capsys, options, message):
         (("--superlink", "http://example.org:80"), "example.org"),
         (("--superlink", "nowhere"), "nowhere"),
         (("--battery-above", "7"), "battery_above is 7"),
+        (("--distillation", "0.5"), "CompileConfig(distillation=True)"),
+        (("--engine", "litert"), "carries no LiteRT model"),
         (("--events", "/absent/events.jsonl"), "/absent/events.jsonl"),
         (("--state-dir", "/proc/state"), "/proc/state"),
         (("--generate-node-key",), "add --node-key FILE"),

@@ -1,5 +1,6 @@
 """A client that replays, distils and refuses what is worse on its own held-out examples."""
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rootlet.errors import ConfigError
 from rootlet.learner import Learner
 from rootlet_runtime import Bundle
 from rootlet_runtime.array_files import ArrayFiles
+from rootlet_runtime.errors import AdapterError
 from rootlet_runtime.quality_gate import QualityGate
 from rootlet_runtime.replay import ReplayBuffer, ReplaySettings
 
@@ -186,3 +188,64 @@ def test_what_cannot_be_is_refused_at_once(mlp_bundle, open_client) -> None:
     with pytest.raises(ConfigError, match="distillation is -1"):
         ContinualConfig(distillation=-1)
     assert ContinualConfig().gate == QualityGate()
+
+
+def test_adapters_are_kept_and_used_by_task(mlp_bundle, open_client) -> None:
+    x, y = turned(mlp_bundle, slice(0, 60))
+    client = open_client(ArrayData((x, y), turned(mlp_bundle, slice(240, 400))), gate=None)
+    start = client.predict(x)
+    client.keep_task("factory")
+    client.train_locally()
+    home = client.predict(x)
+    assert np.abs(home - start).max() > 0.01
+    client.keep_task("home")
+    assert client.tasks == ["factory", "home"]
+    np.testing.assert_array_equal(client.predict(x, task="factory"), start)
+    np.testing.assert_array_equal(client.predict(x), home)  # the finished one is as it was
+    np.testing.assert_array_equal(client.predict(x[0], task="factory"), start[0])
+    client.use_task("factory")
+    np.testing.assert_array_equal(client.predict(x), start)
+    client.close()
+
+    client = open_client(ArrayData((x, y), turned(mlp_bundle, slice(240, 400))), gate=None)
+    np.testing.assert_array_equal(client.predict(x), start)  # it outlives the process
+    np.testing.assert_array_equal(client.predict(x, task="home"), home)
+    client.forget_task("home")
+    with pytest.raises(AdapterError, match="task 'home': has no adapter"):
+        client.use_task("home")
+    with pytest.raises(AdapterError, match="does not match"):
+        client.keep_task("../home")
+
+
+def test_a_drift_is_told_once_and_shown_until_another_adapter_is_in_use(
+    mlp_bundle, open_client
+) -> None:
+    """Upright digits are what the base knows; then it sees noise, and is less sure."""
+    sure = np.rot90(mlp_bundle.x.reshape(-1, 8, 8), k=-1, axes=(1, 2)).reshape(-1, 64)
+    unsure = np.random.default_rng(0).random((400, 64), np.float32)
+    data = ArrayData(turned(mlp_bundle, slice(0, 60)), turned(mlp_bundle, slice(240, 400)))
+    client = open_client(data, drift=True, gate=None)
+    client.predict(sure)
+    assert not client.status.drifted
+    client.predict(unsure)
+    client.predict(unsure)
+    assert client.status.drifted
+    client.train_locally()
+    assert not client.status.drifted
+    client.close()
+    assert [event.kind for event in open_client.events].count("drift") == 1
+    quiet = open_client(data, gate=None)
+    quiet.predict(sure)
+    quiet.predict(unsure)
+    assert not quiet.status.drifted
+
+
+def test_what_a_bundle_cannot_do_is_named(open_client, mlp_bundle) -> None:
+    data = ArrayData(turned(mlp_bundle, slice(0, 20)), None)
+    with pytest.raises(ConfigError, match=r"no grads graph: compile it with CompileConfig"):
+        open_client(data, ewc=1.0)
+    with pytest.raises(ConfigError, match="ewc is -1"):
+        ContinualConfig(ewc=-1.0)
+    regression = types.SimpleNamespace(name="r", distils=False, graphs={}, task="regression")
+    with pytest.raises(ConfigError, match="LossDrift"):
+        ContinualConfig(drift=True).check(regression)

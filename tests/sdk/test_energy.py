@@ -13,6 +13,7 @@ from rootlet import (
     TrainConfig,
     energy_account,
 )
+from rootlet.data import ArrayData
 from rootlet.energy import EnergySpent
 from rootlet.energy_account import Allowance, EnergyAccount
 from rootlet.errors import ConfigError, NotNowError, StateError
@@ -150,6 +151,19 @@ def test_a_training_beyond_its_own_budget_is_stopped_and_undone(bundle, mlp_bund
         result = device.train_locally()
         assert (result.ended_by, result.stopped) == ("energy", True)
         assert (device.predict(mlp_bundle.x[:5]) == before).all()
+
+
+def test_what_the_gate_predicts_is_charged_to_the_day(bundle, mlp_bundle, tmp_path):
+    """Forty held-out examples, one batch of them under each adapter, before and after."""
+    data = ArrayData(
+        (mlp_bundle.x[:60], mlp_bundle.y[:60]), (mlp_bundle.x[60:100], mlp_bundle.y[60:100])
+    )
+    with DeviceClient(bundle, tmp_path, data=data, conditions=lambda: GOOD) as device:
+        result = device.train_locally()
+        spent = device.status.energy_today.joules
+    assert result.verdict is not None
+    gate = count_work(bundle.manifest.cost, predict_examples=80, predict_batches=2)
+    assert spent == pytest.approx(result.energy.joules + gate.estimated_j, rel=1e-6)
 
 
 def test_an_app_is_told_that_training_went_back(bundle, mlp_bundle, tmp_path):

@@ -12,15 +12,17 @@ from rootlet.fleet.envelope import FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.participant import Participant, RoundLimits
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.energy import Energy, Work
+from rootlet_runtime.energy import INSTRUCTIONS_PER_MAC, PJ_PER_INSTRUCTION, Energy, Work
 from rootlet_runtime.errors import AdapterError, DataError, DivergedError, NonFiniteLossError
 from rootlet_runtime.fit import FitProgress, FitResult
+from rootlet_runtime.replay import Replay
 from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import EvaluateResult
 
 SHA = "cd" * 32
 X, Y = np.zeros((10, 2), np.float32), np.zeros(10, np.int64)
 ENERGY = Energy(joules=0.5, method="estimated", source="operations", work=Work())
+MAC_J = (4.6 + PJ_PER_INSTRUCTION * INSTRUCTIONS_PER_MAC) * 1e-12  # in float32
 COST = {"train_macs_float32": 10**6, "predict_macs_float32": 10**5, "weight_bytes": 1000}
 
 
@@ -28,9 +30,12 @@ class AddingTrainer:
     """`fit` adds 1 to the adapter for each epoch; the metric is the adapter's first value."""
 
     measures_energy = False
+    max_batch = 32
 
     def __init__(self, task="classification"):
-        manifest = types.SimpleNamespace(name="toy", version=2, task=task, max_batch=32, cost=COST)
+        manifest = types.SimpleNamespace(
+            name="toy", version=2, task=task, max_batch=32, cost=COST, latent=None
+        )
         self.bundle = types.SimpleNamespace(manifest=manifest, manifest_sha256=SHA)
         self._adapter = {"w": np.full(3, -7, np.float32)}
         self.fits = []
@@ -111,7 +116,7 @@ def test_training_is_measured_before_and_after(tmp_path):
     assert reply.bytes_up == records_bytes({"arrays": answer.records["arrays"]})
     weights = COST["weight_bytes"] * 1300e-12 / 8
     assert reply.energy_estimated_j == pytest.approx(
-        20 * 4.6e-12 * 10**6 + 2 * weights + 8 * 4.6e-12 * 10**5 + 2 * weights
+        20 * MAC_J * 10**6 + 2 * weights + 8 * MAC_J * 10**5 + 2 * weights
     )
     assert trainer.adapter["w"].tolist() == [2.0] * 3  # the device keeps what it trained
     (fit,) = trainer.fits
@@ -223,16 +228,35 @@ def test_an_interrupted_training_has_no_answer_and_is_undone():
 
 
 def test_a_round_that_cannot_fit_its_budget_is_refused_before_it_starts():
-    """Two epochs of 10 examples: 20 x 4.6 uJ, and 4 batches whose 1000 bytes cost 0.16 uJ each."""
-    trainer, allowance = AddingTrainer(), Allowance(limit_j=90e-6)
+    """Two epochs of 10 examples, and 4 batches whose 1000 bytes cost 0.16 uJ each."""
+    needed = 20 * MAC_J * 10**6 + 4 * COST["weight_bytes"] * 1300e-12 / 8
+    trainer, allowance = AddingTrainer(), Allowance(limit_j=0.99 * needed)
     answer = Participant(trainer, Data(), allowance=allowance).answer(ask())
     assert answer.code == protocol.ERROR_REFUSED
-    assert "the round needs 9.27e-05 J (estimated)" in answer.error
-    assert "at most 9e-05 J" in answer.error
+    assert f"the round needs {needed:.3g} J (estimated)" in answer.error
+    assert f"at most {0.99 * needed:.3g} J" in answer.error
     assert trainer.fits == []
-    enough = Participant(trainer, Data(), allowance=Allowance(limit_j=93e-6)).answer(ask())
+    enough = Participant(trainer, Data(), allowance=Allowance(limit_j=1.01 * needed)).answer(ask())
     assert enough.error == ""
-    assert trainer.fits[0]["energy_limit_j"] == 93e-6
+    assert trainer.fits[0]["energy_limit_j"] == 1.01 * needed
+
+
+def test_replayed_rows_are_part_of_what_a_round_needs():
+    """Half of each batch is replayed: twice the steps, twice the rows."""
+    replay = Replay(buffer=range(100), fraction=0.5)
+    continual = types.SimpleNamespace(
+        replay=replay, distillation=0.0, erasures=0, learnt=lambda *_, **__: None
+    )
+    weights = COST["weight_bytes"] * 1300e-12 / 8
+    needed = (
+        6 * (8 * MAC_J * 10**6 + weights) - 2 * 2 * MAC_J * 10**6
+    )  # two epochs of 3 steps: 4, 4 and 2 fresh
+    for share, refused in ((0.999, True), (1.001, False)):
+        participant = Participant(
+            AddingTrainer(), Data(), allowance=Allowance(limit_j=share * needed),
+            continual=continual,
+        )  # fmt: skip
+        assert ("the round needs" in participant.answer(ask()).error) == refused
 
 
 def test_a_round_that_a_meter_stops_is_refused_and_undone():

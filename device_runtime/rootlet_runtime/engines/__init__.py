@@ -9,9 +9,10 @@ import numpy.typing as npt
 from rootlet_runtime.batches import AnyArray, Batch
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import MissingExtraError
+from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.state import TrainState
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "largest_step", "open_engine"]
 
 # Engine name: the module that holds it, and what pip installs for it.
 ENGINES = {
@@ -49,6 +50,13 @@ class Engine(Protocol):
 
     def release(self) -> None:
         """Frees what the graphs hold; the state stays, and the next call opens them again."""
+
+
+def largest_step(name: str, manifest: Manifest) -> int:
+    """The most examples that one training step of this engine takes."""
+    if name == "litert" and manifest.litert is not None:
+        return min(manifest.max_batch, manifest.litert.batches[-1])
+    return manifest.max_batch
 
 
 def open_engine(name: str, bundle: Bundle, num_threads: int) -> Engine:

@@ -103,6 +103,9 @@ def _(_info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Any) -> tup
     return out.unflatten(0, x.shape[:2]), 0
 
 
+OPERATOR = torch.ops.rootlet.static_int8_conv
+
+
 class _StraightThrough(torch.autograd.Function):
     """The convolution with the derivative of its float counterpart."""
 

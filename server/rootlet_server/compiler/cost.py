@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from rootlet_server.compiler import conv_int8, int8
 from rootlet_server.compiler.capture import example_inputs, signature
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.steps import Step
 
-INT8_PRODUCT = torch.ops.rootlet.row_int8_matmul
-
 
 def _int8_flops(x: Any, weight: Any, scale: Any, *_: Any, **__: Any) -> int:
     rows = 1
@@ -26,14 +25,21 @@ def _int8_flops(x: Any, weight: Any, scale: Any, *_: Any, **__: Any) -> int:
     return int(2 * rows * weight[0] * weight[1])
 
 
+def _int8_conv_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return int(conv_flop_count(x, weight, out_shape))
+
+
+INT8_FLOPS = {int8.OPERATOR: _int8_flops, conv_int8.OPERATOR: _int8_conv_flops}
+
+
 def _macs(function: Any) -> tuple[int, int]:
     """(int8, float32) multiply-accumulates of one call."""
-    counter = FlopCounterMode(display=False, custom_mapping={INT8_PRODUCT: _int8_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=INT8_FLOPS)
     with torch.no_grad(), counter:
         function()
     counts = counter.get_flop_counts().get("Global", {})
-    int8 = counts.get(INT8_PRODUCT, 0) // 2
-    return int8, sum(counts.values()) // 2 - int8
+    in_int8 = sum(counts.get(operator, 0) for operator in INT8_FLOPS) // 2
+    return in_int8, sum(counts.values()) // 2 - in_int8
 
 
 def count_cost(

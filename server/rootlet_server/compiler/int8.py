@@ -60,6 +60,9 @@ def _(
     return _product(x.movedim(in_dims[0] or 0, 0), weight, scale), 0
 
 
+OPERATOR = torch.ops.rootlet.row_int8_matmul
+
+
 class _StraightThrough(torch.autograd.Function):
     """The product with the derivative of its float counterpart, in float or itself in int8."""
 

@@ -1,10 +1,14 @@
 """What private steps have spent: epsilon at a delta, by Google's dp-accounting.
 
-The privacy unit is one example, neighbouring data sets differ by one example more or less, and each
-step is a Gaussian mechanism on a Poisson sample. Epsilon comes from privacy loss distributions
-(Doroshenko et al. 2022), which are tight; Renyi accounting (Mironov 2017) is a looser bound by
-other means, and serves as the cross-check. Amplification by sampling is claimed for secret Poisson
-samples that a device draws, and for nothing else.
+The privacy unit is one example, and each step is a Gaussian mechanism on a Poisson sample.
+Neighbouring data sets differ by one example more or less; where a replay buffer took part, by one
+that is replaced by one that adds nothing (zero-out), for which the privacy loss is the same: a sum
+with and without one clipped term. A step that holds the one bound holds the other: both compose.
+
+Epsilon comes from privacy loss distributions (Doroshenko et al. 2022), which are tight; Renyi
+accounting (Mironov 2017) is a looser bound by other means, and serves as the cross-check.
+Amplification by sampling is claimed for secret Poisson samples that a device draws, and for
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +22,12 @@ from dp_accounting.rdp import rdp_privacy_accountant
 from scipy.optimize import brentq
 
 from rootlet_runtime.errors import RootletError
-from rootlet_runtime.private_report import PrivacySpent
+from rootlet_runtime.private_report import ADD_OR_REMOVE, ZERO_OUT, PrivacySpent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-UNIT, NEIGHBOURS = "example", "add-or-remove-one"
+UNIT, NEIGHBOURS = "example", (ADD_OR_REMOVE, ZERO_OUT)
 _RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 SMALLEST_NOISE, LARGEST_NOISE = 0.1, 1e4
 TOLERANCE = 1e-4
@@ -105,10 +109,10 @@ def _epsilon(
 
 
 def _event(spent: PrivacySpent) -> dp_event.DpEvent:
-    if (spent.unit, spent.neighbours) != (UNIT, NEIGHBOURS):
+    if spent.unit != UNIT or spent.neighbours not in NEIGHBOURS:
         raise AccountingError(
             f"unit {spent.unit!r}, neighbours {spent.neighbours!r}: this accountant charges "
-            f"{UNIT!r} under {NEIGHBOURS!r} only"
+            f"{UNIT!r} under {' or '.join(map(repr, NEIGHBOURS))} only"
         )
     if not (0 < spent.sample_rate <= 1 and spent.noise_multiplier > 0 and spent.steps >= 0):
         raise AccountingError(f"{spent}: rates lie in 0..1, noise is positive, steps are counted")

@@ -43,3 +43,15 @@ def test_the_defaults_do_not_collapse_and_say_what_they_did(outcomes):
     assert guarded.after > outcomes["warm-up, decay"].after + 0.1
     assert guarded.rolled_back > 0
     assert "rose from" in guarded.reason or "fell from" in guarded.reason
+
+
+@pytest.mark.slow
+def test_plain_sgd_at_a_rate_that_diverges_says_so(bench, tmp_path):
+    """The defaults do not save every fit; none ends badly in silence."""
+    task = bench["make_task"](0)
+    with bench["compile_task"](task, CompileConfig(), tmp_path) as bundle:
+        assert bundle.manifest.optimizer == "sgd"
+        outcome = bench["run_arm"](bundle, task, "**warm-up, decay, guard**", 0.3, 0)
+    assert outcome.rolled_back > 0
+    assert outcome.reason
+    assert outcome.after > outcome.before - 0.05  # back at a state that was good, or at the start
