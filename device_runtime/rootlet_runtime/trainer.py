@@ -21,6 +21,7 @@ from rootlet_runtime.checkpoint import (
 from rootlet_runtime.engines import Engine, open_engine
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.ewc import ElasticWeights, diagonal_fisher
+from rootlet_runtime.feedback_part import FeedbackPart, Overlay
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
 from rootlet_runtime.meter import Meter
@@ -345,6 +346,14 @@ class Trainer:
         optimizer = zeros(manifest.optimizer_state)
         self._engine.load_state(TrainState(adapter=adapter, optimizer=optimizer))
 
+    def load_feedback(self, part: FeedbackPart) -> None:
+        """Learns by a refreshed feedback from the next step on; see ``feedback_part.open_part``.
+
+        Raises:
+            FeedbackPartError: the engine cannot exchange it.
+        """
+        self._engine.load_feedback(part.overlay)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the adapter and optimiser state; a crash leaves the old checkpoint or the new one.
 
@@ -429,6 +438,10 @@ class _Locked:
     def load_state(self, state: TrainState) -> None:
         with self._lock:
             self._engine.load_state(state)
+
+    def load_feedback(self, overlay: Overlay) -> None:
+        with self._lock:
+            self._engine.load_feedback(overlay)
 
     def state(self) -> TrainState:
         with self._lock:
