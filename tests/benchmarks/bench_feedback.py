@@ -116,7 +116,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 def added_mib(path: Path) -> float:
     """What opening a graph adds to the peak of a fresh process."""
     run = subprocess.run(
-        [sys.executable, "-c", OPEN, path], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", OPEN, path], check=True, capture_output=True, text=True, timeout=600
     )
     return int(run.stdout) / 1024
 
