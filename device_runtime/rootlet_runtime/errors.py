@@ -15,6 +15,7 @@ RootletError
 │   ├── MissingFileError        a declared file is absent
 │   ├── ExtraFileError          an undeclared file is present
 │   ├── HashMismatchError       a file's SHA-256 or size differs from the manifest
+│   ├── FeedbackPartError       a refreshed feedback that is not for this bundle, or not signed
 │   └── OperatorError           an operator, domain or external file outside the allow-list
 ├── DataError                   examples that cannot be used: shape, dtype, NaN, label out of range
 ├── TrainingError
@@ -86,6 +87,10 @@ class HashMismatchError(BundleError):
 
 class OperatorError(BundleError):
     """A graph uses an operator, a domain or an external file outside the allow-list."""
+
+
+class FeedbackPartError(BundleError):
+    """A refreshed feedback that is damaged, old, of another bundle or of another signer."""
 
 
 class DataError(RootletError, ValueError):

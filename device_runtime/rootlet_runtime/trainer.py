@@ -23,6 +23,7 @@ from rootlet_runtime.engines import largest_step, open_engine
 from rootlet_runtime.engines.locked import LockedEngine
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.ewc import ElasticWeights, diagonal_fisher
+from rootlet_runtime.feedback_part import FeedbackPart
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
 from rootlet_runtime.instructions import InstructionCounter
@@ -392,6 +393,14 @@ class Trainer:
             AdapterError: it does not fit the bundle; the present adapter is kept.
         """
         self._engine.load_state(self._new(arrays))
+
+    def load_feedback(self, part: FeedbackPart) -> None:
+        """Learns by a refreshed feedback from the next step on; see ``feedback_part.open_part``.
+
+        Raises:
+            FeedbackPartError: the engine cannot exchange it.
+        """
+        self._engine.load_feedback(part.overlay)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the adapter and optimiser state; a crash leaves the old checkpoint or the new one.

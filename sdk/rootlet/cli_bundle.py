@@ -1,4 +1,4 @@
-"""``rootlet bundle show | verify | keygen | sign``."""
+"""``rootlet bundle show | verify | keygen | sign | refresh``."""
 
 import argparse
 import functools
@@ -23,6 +23,7 @@ from rootlet_runtime import (
     save_keypair,
 )
 from rootlet_runtime.errors import AdapterError, RootletError
+from rootlet_runtime.feedback_part import open_part, read_part
 from rootlet_runtime.manifest import format_time
 from rootlet_runtime.signing import public_key_hex
 from rootlet_runtime.tensors import Arrays
@@ -63,6 +64,15 @@ def add_bundle_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     sign.add_argument("--expires-in-days", type=_days, metavar="N")
     sign.add_argument("--adapter", type=Path, metavar="adapter.safetensors")
     sign.set_defaults(run=_reported(_sign))
+
+    refresh = commands.add_parser("refresh", help="check a refreshed feedback as a device would")
+    refresh.add_argument("bundle", type=Path)
+    refresh.add_argument("part", type=Path)
+    refresh.add_argument(
+        "--trusted-key", type=Path, action="append", required=True, metavar="PUB.pem"
+    )
+    refresh.add_argument("--minimum-version", type=int, default=1, metavar="N")
+    refresh.set_defaults(run=_reported(_refresh))
 
 
 def _days(text: str) -> float:
@@ -161,6 +171,19 @@ def _verify(arguments: argparse.Namespace) -> None:
     ) as bundle:
         manifest = bundle.manifest
         print(f"{arguments.bundle}: {manifest.name} version {manifest.version}")
+        print(_verification(bundle)[1])
+
+
+def _refresh(arguments: argparse.Namespace) -> None:
+    keys = [load_public_key(path) for path in arguments.trusted_key]
+    with Bundle.load(arguments.bundle, trusted_keys=keys) as bundle:
+        part = open_part(
+            read_part(arguments.part), bundle, minimum_version=arguments.minimum_version
+        )
+        counts = {role: len(values) for role, values in part.overlay.items()}
+        print(f"{arguments.part}: feedback version {part.version} of {bundle.manifest.name}")
+        for role, count in counts.items():
+            print(f"  {role}: {count} constants")
         print(_verification(bundle)[1])
 
 

@@ -33,6 +33,7 @@ from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.engines import largest_step
 from rootlet_runtime.errors import DataError, RootletError
+from rootlet_runtime.feedback_part import read_part
 from rootlet_runtime.fit import FitResult, Progress
 
 DEFAULT_POLICY = ParticipationPolicy()
@@ -280,6 +281,24 @@ class DeviceClient:
         if wait:
             return training.now(self._start)
         return self._start("rootlet-train", training.when_allowed)
+
+    def refresh_feedback(self, path: Path | str) -> int:
+        """Learns by a refreshed feedback that the bundle's publisher signed, from now on.
+
+        Waits for a training under way. The part is kept in the state directory.
+
+        Args:
+            path: A part as ``rootlet_server.compiler.refresh`` writes it.
+
+        Returns:
+            Its version.
+
+        Raises:
+            FeedbackPartError: It is not the publisher's for this bundle, or not newer.
+            StateError: The client is closed.
+        """
+        self._check_open()
+        return self._learner.refresh_feedback(read_part(path))
 
     # -- the federation --------------------------------------------------------------------------
 

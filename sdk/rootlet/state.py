@@ -6,7 +6,7 @@ accepted.json   {"<bundle name>": newest version accepted}
 rounds.json     {"day": "2026-11-23", "rounds": 3}
 energy.json     {"day": "2026-11-23", "joules": 1.5, "method": "estimated"}
 node.key        the node's private key, where it was generated here; node.key.pub beside it
-adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest
+adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest; feedback.part
 examples/       what the app observed (`rootlet.store`)
 replay/         the replay buffer, where the device has one (`rootlet.continual`)
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)

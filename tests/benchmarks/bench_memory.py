@@ -4,10 +4,12 @@
 
 Each value is the peak resident memory (VmHWM) of a fresh process that imports its libraries, loads
 the model and trains the same adapters for some steps; the kinds of process take turns. The bundle
-is made by the default configuration (int8 base, DFA, SGD); beside it stand bundles that train by
-backpropagation on the same base, its derivative in int8 too, and by backpropagation with gradient
-checkpointing. Growth is what a process adds after its imports. Then import times: the wall time of
-a fresh interpreter that imports, less that of one that does not.
+is made by the default configuration (int8 base, DFA, a frozen A, SGD); beside it stand bundles that
+learn A too, that train by backpropagation on the same base, its derivative in int8 too, and by
+backpropagation with gradient checkpointing. Growth is what a process adds after its imports. Then
+import times: the wall time of a fresh interpreter that imports, less that of one that does not.
+
+No row of a bundle should be above torch's; the last lines say what a frozen A saves.
 """
 
 from __future__ import annotations
@@ -26,15 +28,20 @@ from compiled import compile_case, peer_settings
 from models import CASES, Case
 from report import print_heading, print_table, quartiles, verdict, with_spread
 
+from rootlet_server.compiler import LoraConfig
+
 if TYPE_CHECKING:
     from rootlet_server.compiler import CompiledBundle
 
 GOAL = 0.35  # of torch's peak at batch 1
 GROWTH_GOAL = 0.6  # of torch's growth at the largest batch
 HERE = Path(__file__).parent
+PAGE_MIB = 4 / 1024  # the least that a growth counts as
 ROOTLET, TORCH = "rootlet_runtime, int8 dfa", "torch eager"
+A_LEARNS = "rootlet_runtime, int8 dfa, A learns"
 BUNDLES = {
     ROOTLET: {"base_dtype": "int8", "rule": "dfa"},
+    A_LEARNS: {"rule": "dfa", "adapter": LoraConfig(kind="lora")},
     "rootlet_runtime, int8 backprop": {"rule": "backprop", "backward": "int8"},
     "rootlet_runtime, int8 checkpointed": {"rule": "backprop_checkpointed"},
 }
@@ -63,6 +70,11 @@ def peaks_mib(*command: str) -> tuple[float, float]:
     )
     imported, trained = result.stdout.split()
     return int(imported) / 1024, int(trained) / 1024
+
+
+def added(peaks: tuple[float, float]) -> float:
+    """What a process adds after its imports, in MiB: a page at least, so that it divides."""
+    return max(peaks[1] - peaks[0], PAGE_MIB)
 
 
 def write_data(case: Case, compiled: CompiledBundle, examples: int, path: Path) -> str:
@@ -96,7 +108,7 @@ def bench(name: str, args: argparse.Namespace, folder: Path) -> list[dict]:
         for who, own in peaks.items():
             pairs = list(zip(own, peaks[TORCH], strict=True))
             ratio = [a[1] / b[1] for a, b in pairs]
-            growth = [(a[1] - a[0]) / (b[1] - b[0]) for a, b in pairs]
+            growth = [added(a) / added(b) for a, b in pairs]
             row = {"model": name, "batch": size, "who": who, "peaks": own}
             found.append(row | {"ratio": ratio, "growth": growth})
     return found
@@ -118,6 +130,22 @@ def _start(program: str) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
     return time.perf_counter() - start
+
+
+def print_verdicts(model: str, found: list[dict]) -> None:
+    """One model's goals, whether any bundle is above torch, and what a frozen A saves."""
+    rows = {who: [r for r in found if r["who"] == who] for who in BUNDLES}
+    for who, own in rows.items():
+        worst = max(quartiles(result["ratio"])[1] for result in own)
+        goal = GOAL if who == ROOTLET else 1.0  # never above torch
+        print(f"peak memory, {who} / {TORCH}, {model}, worst batch: ratio {verdict(worst, goal)}")
+    last = rows[ROOTLET][-1]
+    growth = f"ratio {verdict(quartiles(last['growth'])[1], GROWTH_GOAL)}"
+    print(f"growth of memory, {ROOTLET} / {TORCH}, {model}, batch {last['batch']}: {growth}")
+    for own, learns in zip(rows[ROOTLET], rows[A_LEARNS], strict=True):
+        pairs = zip(own["peaks"], learns["peaks"], strict=True)
+        spread = with_spread([added(a) / added(b) for a, b in pairs])
+        print(f"growth of memory, A frozen / A learns, {model}, batch {own['batch']}: {spread}")
 
 
 def main() -> None:
@@ -147,12 +175,7 @@ def main() -> None:
     times = import_seconds(args.runs)
     print_table(("import", "seconds"), ((m, with_spread(s)) for m, s in times.items()))
     for model in args.models:
-        own = [r for r in found if r["model"] == model and r["who"] == ROOTLET]
-        worst = max(quartiles(result["ratio"])[1] for result in own)
-        print(f"peak memory, rootlet / {TORCH}, {model}, worst batch: ratio {verdict(worst, GOAL)}")
-        growth = quartiles(own[-1]["growth"])[1]
-        largest = f"batch {own[-1]['batch']}: ratio {verdict(growth, GROWTH_GOAL)}"
-        print(f"growth of memory, rootlet / {TORCH}, {model}, {largest}")
+        print_verdicts(model, [r for r in found if r["model"] == model])
 
 
 if __name__ == "__main__":

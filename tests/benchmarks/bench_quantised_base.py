@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from bench_step_time import graph_step, measure
 from compiled import compile_case
-from models import CASES, Case
+from models import CASES, Case, cnn
 from report import print_heading, print_table, quartiles, verdict, with_spread
-from torch import nn
 
 from rootlet_server.compiler.config import MixedConfig
 
@@ -44,25 +43,9 @@ FORMS = {
 }
 
 
-def cnn(width: int) -> nn.Module:
-    """Two stages of 3x3 and 1x1 convolutions on images of 32 x 32, pooled."""
-
-    def stage(channels: int, out: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
-            nn.Conv2d(out, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
-        ]  # fmt: skip
-
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10)]
-    return nn.Sequential(
-        *stage(3, width), *stage(width, width), nn.MaxPool2d(2),
-        *stage(width, 2 * width), *stage(2 * width, 2 * width), *pool,
-    )  # fmt: skip
-
-
 MODELS = {
     "tiny-cnn": Case(partial(cnn, 16), (3, 8, 8)),
-    "cnn-32": Case(partial(cnn, 32), (3, 32, 32)),
+    "cnn-32": CASES["cnn-32"],
     "cnn-64": Case(partial(cnn, 64), (3, 32, 32)),
     "mlp-1024": CASES["mlp-1024"],
     "block-d384-t64": CASES["block-d384-t64"],

@@ -13,7 +13,8 @@ processor time.
 
 Two goals: against eager torch, and against backpropagation as a graph in the same engine, whose
 products with the base are in int8 both ways (``CompileConfig.backward``); that graph with its
-derivative in float stands beside it.
+derivative in float stands beside it. ``A learns`` is the DFA graph with ``kind="lora"``: it stores
+the layers' inputs, which a frozen A does not.
 
 The peer is checked to be the same training: its losses must equal those of the float32 backprop
 graph.
@@ -40,6 +41,7 @@ from rootlet_runtime.batches import Batch
 from rootlet_runtime.engines import open_engine
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import zeros
+from rootlet_server.compiler import LoraConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,7 @@ DEEP, DEEP_GOAL = "4-blocks-d384-t64", 0.25
 LEARNING_RATE = 0.01
 GRAPHS = {
     "int8 dfa": {"base_dtype": "int8", "rule": "dfa"},
+    "int8 dfa, A learns": {"rule": "dfa", "adapter": LoraConfig(kind="lora")},
     "int8 backprop": {"base_dtype": "int8", "rule": "backprop", "backward": "int8"},
     "int8 backprop, float back": {"base_dtype": "int8", "rule": "backprop"},
     "float32 dfa": {"base_dtype": "float32", "rule": "dfa"},
@@ -198,13 +201,17 @@ def main() -> None:
     header = ("model", "batch", "contestant", "processor ms", "ratio to torch", "ratio, wall time")
     print_table(header, (result.row() for result in found))
     for model in args.models:
-        int8, backprop = (
+        int8, learns, backprop = (
             [r for r in found if r.model == model and r.who == who]
-            for who in ("int8 dfa", "int8 backprop")
+            for who in ("int8 dfa", "int8 dfa, A learns", "int8 backprop")
         )
         worst = max(quartiles(r.cpu_ratio)[1] for r in int8)
         goal = DEEP_GOAL if model == DEEP else GOAL
         print(f"int8 dfa / {PEER}, {model}, worst batch: ratio {verdict(worst, goal)}")
+        for own, other in zip(int8, learns, strict=True):
+            ratios = [a / b for a, b in zip(own.cpu_ms, other.cpu_ms, strict=True)]
+            spread = with_spread(ratios)
+            print(f"int8 dfa, A frozen / A learns, {model}, batch {own.batch}: ratio {spread}")
         for own, other in zip(int8, backprop, strict=True):
             ratios = [a / b for a, b in zip(own.cpu_ms, other.cpu_ms, strict=True)]
             spread = f"{with_spread(ratios)}, {verdict(quartiles(ratios)[1], BACKPROP_GOAL)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rootlet_server.compiler import CompileConfig, compile_bundle
+from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
 from rootlet_server.compiler.learner import float_a
 
 if TYPE_CHECKING:
@@ -28,8 +28,12 @@ def compile_case(case: Case, folder: Path, **settings: Any) -> CompiledBundle:
         name="benchmark",
         version=1,
         signing_key=None,
-        out=folder / "-".join(["bundle", *(str(value) for value in settings.values())]),
+        out=folder / "-".join(["bundle", *(_word(value) for value in settings.values())]),
     )
+
+
+def _word(value: Any) -> str:
+    return value.kind if isinstance(value, LoraConfig) else str(value)
 
 
 def peer_settings(bundle: CompiledBundle) -> tuple[dict[str, Tensor], str]:

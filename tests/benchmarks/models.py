@@ -71,6 +71,22 @@ def mlp(*widths: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
+def cnn(width: int) -> nn.Module:
+    """Two stages of 3x3 and 1x1 convolutions, pooled."""
+
+    def stage(channels: int, out: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+            nn.Conv2d(out, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        ]  # fmt: skip
+
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, CLASSES)]
+    return nn.Sequential(
+        *stage(3, width), *stage(width, width), nn.MaxPool2d(2),
+        *stage(width, 2 * width), *stage(2 * width, 2 * width), *pool,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A model by name, with the shape of one example."""
@@ -96,6 +112,7 @@ CASES = {
     "block-d128-t32": Case(partial(Transformer, 1, 128), (32, 128)),
     "block-d384-t64": Case(partial(Transformer, 1, 384), (64, 384)),
     "4-blocks-d384-t64": Case(partial(Transformer, 4, 384), (64, 384)),
+    "cnn-32": Case(partial(cnn, 32), (3, 32, 32)),
 }
 
 
@@ -110,6 +127,22 @@ class LowRank(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.base(h) + F.linear(F.linear(h, self.a), self.b)
+
+
+class LowRankConv(nn.Module):
+    """The same at a convolution: A is one with the layer's window, B one of 1 x 1."""
+
+    def __init__(self, base: nn.Conv2d, scaled_a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        filters = scaled_a.reshape(len(scaled_a), base.in_channels, *base.kernel_size)
+        self.register_buffer("a", filters.contiguous())
+        self.b = nn.Parameter(b)
+
+    def forward(self, h: Tensor) -> Tensor:
+        geometry = (self.base.stride, self.base.padding, self.base.dilation)
+        z = F.conv2d(h, self.a, None, *geometry)
+        return self.base(h) + F.conv2d(z, self.b[:, :, None, None])
 
 
 class EagerPeer:
@@ -129,12 +162,13 @@ class EagerPeer:
         head: str,
         learning_rate: float,
     ) -> None:
-        self.model = model.requires_grad_(False)
+        self.model = model.requires_grad_(False).eval()
         for path, a in scaled_a.items():
             parent, _, name = path.rpartition(".")
             base = self.model.get_submodule(path)
-            b = torch.zeros(base.out_features, len(a))
-            setattr(self.model.get_submodule(parent), name, LowRank(base, a, b))
+            b = torch.zeros(len(base.weight), len(a))
+            made = LowRankConv if isinstance(base, nn.Conv2d) else LowRank
+            setattr(self.model.get_submodule(parent), name, made(base, a, b))
         self.model.get_submodule(head).requires_grad_(True)
         learned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(learned, lr=learning_rate, foreach=True)

@@ -8,12 +8,13 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LAST_LINES = {
-    "bench_step_time.py --quick": "int8 dfa / torch eager, tiny, worst batch: ratio ",
+    "bench_step_time.py --quick": "int8 dfa / int8 backprop, tiny, batch 2: ratio ",
+    "bench_feedback.py --quick": "int8 / float32 where int8 is taken, worst: ratio ",
     "bench_quantised_base.py --quick": "int8 / float32, convolutional models, worst: ratio ",
     "bench_private_step.py --quick": (
         "int8 dfa, clipped, as a device runs it / Opacus hooks, tiny, "
     ),
-    "bench_memory.py --quick": "peak memory, rootlet / torch eager, tiny, worst batch: ratio ",
+    "bench_memory.py --quick": "growth of memory, A frozen / A learns, tiny, batch 2: ",
     "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
 }
 

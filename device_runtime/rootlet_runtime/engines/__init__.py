@@ -9,6 +9,7 @@ import numpy.typing as npt
 from rootlet_runtime.batches import AnyArray, Batch
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import MissingExtraError
+from rootlet_runtime.feedback_part import Overlay
 from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.state import TrainState
 
@@ -26,6 +27,13 @@ class Engine(Protocol):
 
     def load_state(self, state: TrainState) -> None:
         """Takes over the adapter and optimiser state; ``state`` fits the bundle."""
+
+    def load_feedback(self, overlay: Overlay) -> None:
+        """Learns with these constants from the next step on.
+
+        Raises:
+            FeedbackPartError: the engine cannot exchange them.
+        """
 
     def state(self) -> TrainState:
         """The current state, as copies."""

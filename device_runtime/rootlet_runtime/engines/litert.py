@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from rootlet_runtime.batches import AnyArray, Batch, pad_rows
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.errors import DataError, TrainingError
+from rootlet_runtime.errors import DataError, FeedbackPartError, TrainingError
+from rootlet_runtime.feedback_part import Overlay
 from rootlet_runtime.manifest import GraphSpec, LitertSpec
 from rootlet_runtime.state import TrainState
 from rootlet_runtime.tensors import Arrays, zeros
@@ -113,6 +114,17 @@ class LitertEngine:
     def load_state(self, state: TrainState) -> None:
         """Takes over copies of a state."""
         self._state = _copy(state)
+
+    def load_feedback(self, overlay: Overlay) -> None:
+        """Refuses: a LiteRT model's constants are of its own.
+
+        Raises:
+            FeedbackPartError: always.
+        """
+        raise FeedbackPartError(
+            f"a refreshed feedback for the graphs {sorted(overlay)} is of ONNX; the LiteRT model "
+            "keeps its own: use engine='onnxruntime'"
+        )
 
     def state(self) -> TrainState:
         """The current state, as copies."""

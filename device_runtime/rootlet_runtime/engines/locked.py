@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from rootlet_runtime.batches import AnyArray, Batch
 from rootlet_runtime.engines import Engine
+from rootlet_runtime.feedback_part import Overlay
 from rootlet_runtime.state import TrainState
 
 
@@ -34,6 +35,11 @@ class LockedEngine:
         """As ``Engine.load_state``."""
         with self._lock:
             self._engine.load_state(state)
+
+    def load_feedback(self, overlay: Overlay) -> None:
+        """As ``Engine.load_feedback``."""
+        with self._lock:
+            self._engine.load_feedback(overlay)
 
     def state(self) -> TrainState:
         """As ``Engine.state``."""

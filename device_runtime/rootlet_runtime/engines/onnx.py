@@ -27,6 +27,8 @@ import onnxruntime
 from rootlet_runtime.batches import AnyArray, Batch
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import TrainingError
+from rootlet_runtime.feedback_part import Overlay
+from rootlet_runtime.graph_constants import with_constants
 from rootlet_runtime.manifest import BASE_FILE, TensorSpec
 from rootlet_runtime.onnx_tables import INT4
 from rootlet_runtime.operators import ExternalTensor
@@ -128,6 +130,14 @@ class OnnxEngine:
         self._current = 0
         self._sessions: dict[str, Any] = {}
         self._binding: _TrainBinding | None = None
+        self._feedback: Overlay = {}
+
+    def load_feedback(self, overlay: Overlay) -> None:
+        """Learns with other constants from the next step on; the adapter and its state stay."""
+        self._feedback = overlay
+        self._binding = None
+        for role in overlay:
+            self._sessions.pop(role, None)
 
     def load_state(self, state: TrainState) -> None:
         """Takes over a state; it is whole in the other slot before it becomes the current one."""
@@ -238,11 +248,13 @@ class OnnxEngine:
         options.add_session_config_entry("session.use_env_allocators", "1")
         for key, value in AS_WRITTEN.items():
             options.add_session_config_entry(key, value)
-        base = self._bundle.entry(BASE_FILE)
-        tensors = self._bundle.summaries[role].external
+        base, refreshed = self._bundle.entry(BASE_FILE), self._feedback.get(role, {})
+        external = self._bundle.summaries[role].external
+        tensors = [tensor for tensor in external if tensor.name not in refreshed]
         values = [_constant(t, base[t.offset : t.offset + t.length]) for t in tensors]
         options.add_external_initializers([tensor.name for tensor in tensors], values)
-        graph = bytes(self._bundle.entry(self._bundle.manifest.graphs[role].file))
+        entry = self._bundle.entry(self._bundle.manifest.graphs[role].file)
+        graph = with_constants(entry, refreshed) if refreshed else bytes(entry)
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

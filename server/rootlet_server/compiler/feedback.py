@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from rootlet_server.compiler.broadcast import centred, stays_int8
 from rootlet_server.compiler.errors import CalibrationError
 from rootlet_server.compiler.feedback_forms import project, stored
 from rootlet_server.compiler.jacobians import mean_jacobians, position_weights
@@ -198,10 +199,17 @@ def _calibrated(
         check_finite(per_position, target.module)
         weights = None if each_position else position_weights(per_position)
         matrix = per_position.flatten(1) if each_position else per_position.sum(1)
+        if _sums_to_zero(learner) and form == "int8" and stays_int8(*matrix.shape):
+            matrix = centred(matrix)
         result |= stored(target.key, change(matrix), form, rank)
         if weights is not None:
             result[positions_key(target.key)] = weights
     return result
+
+
+def _sums_to_zero(learner: Learner) -> bool:
+    """Whether the entries of the signal do, for each example."""
+    return learner.feedback == "calibrated" and learner.task == "classification"
 
 
 def check_finite(jacobian: Tensor, where: str) -> None:

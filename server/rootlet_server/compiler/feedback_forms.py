@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rootlet_server.compiler.broadcast import broadcast
 from rootlet_server.compiler.int8 import quantize_weight
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def stored(
 
 
 def project(point: str, frozen: Tensors, signal_NK: Tensor) -> Tensor:
-    """``u M``, [N, C]; a low-rank M takes the way through its r numbers."""
+    """``u M``, [N, C], by ``broadcast``; a low-rank M takes the way through its r numbers."""
     q_key, scale_key, left_key = form_keys(point)
     if left_key in frozen:
         signal_NK = signal_NK @ frozen[left_key].to(signal_NK.dtype)
-    return signal_NK @ (frozen[q_key].to(signal_NK.dtype) * frozen[scale_key].to(signal_NK.dtype))
+    return broadcast(signal_NK, frozen[q_key], frozen[scale_key])
 
 
 def feedback_matrix(point: str, frozen: Tensors, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,6 @@ from torch import nn
 
 from rootlet_runtime.engines.onnx import AS_WRITTEN
 from rootlet_server.compiler import CompileConfig, CompileError, build
-from rootlet_server.compiler.broadcast import INT8_FROM, broadcast
 from rootlet_server.compiler.config import MixedConfig
 from rootlet_server.compiler.conv_int8 import static_int8_conv
 from rootlet_server.compiler.conv_ranges import HEADROOM, ConvRanges, stored_ranges
@@ -98,21 +97,6 @@ def test_int4_weights_are_packed_low_half_first_and_within_a_step():
     plain = ((weight.view(4, BLOCK, 10) / largest).round() * largest).flatten(0, 1)
     assert (found - weight).square().mean() <= (plain - weight).square().mean()
     assert relative(found, weight) < 0.1
-
-
-@pytest.mark.parametrize("entries", [10, INT8_FROM])
-def test_the_broadcast_of_an_error_is_a_product_with_the_matrix(entries):
-    torch.manual_seed(0)
-    q, scale = quantize_weight(torch.randn(entries, 12).double(), channel_dim=0)
-    error = torch.randn(5, entries).double()
-    expected = error @ (q.double() * scale)
-    found = broadcast(error, q, scale)
-    if entries < INT8_FROM:
-        torch.testing.assert_close(found, expected)
-        return
-    half_step = (error * scale.squeeze(1)).abs().amax(1, keepdim=True) / 127 / 2
-    assert not torch.allclose(found, expected, rtol=1e-9)
-    assert ((found - expected).abs() <= half_step * q.double().abs().sum(0)).all()
 
 
 class Wide(nn.Module):
