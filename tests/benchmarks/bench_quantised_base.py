@@ -8,7 +8,9 @@ ratio to float32 is between two slots of the same round, of processor time. ``by
 the weights in the bundle, adapters' A and feedback included. The cosine is between the first update
 and that of the float32 base: random weights and data, so it says what rounding does, not accuracy.
 
-``int8, float convolutions`` stores convolutions in int8 and computes them in float.
+``int8, float convolutions`` stores convolutions in int8 and computes them in float. int4 has no row
+for a convolutional model: it holds linear layers alone, and these have none but the head, so that
+it would be int8 again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from compiled import compile_case
 from models import CASES, Case, cnn
 from report import print_heading, print_table, quartiles, verdict, with_spread
 
-from rootlet_server.compiler.config import MixedConfig
+from rootlet_server.compiler.choice_config import MixedConfig
 
 if TYPE_CHECKING:
     from rootlet_server.compiler import CompiledBundle
@@ -101,7 +103,7 @@ def main() -> None:
         for name in args.models:
             case = MODELS[name]
             forms = [f for f in FORMS if "cnn" in name or f != STORED]
-            forms = [f for f in forms if "cnn" not in name or f not in ("int4", "mixed")]
+            forms = [f for f in forms if "cnn" not in name or f != "int4"]
             bundles = {form: compiled_as(form, case, Path(folder) / name) for form in forms}
             updates = {form: update(bundle, case) for form, bundle in bundles.items()}
             for size in args.batches:

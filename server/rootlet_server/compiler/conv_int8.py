@@ -10,8 +10,9 @@ example changes another's rounding. Values outside the range are clipped to it. 
 QuantizeLinear and DequantizeLinear around Conv, which onnxruntime fuses into one QLinearConv and
 any other runtime computes in float to the same integers. Gradients pass straight through.
 
-Measured (``docs/decisions/0004-quantised-base.md``): two to three times the speed of a float
-convolution, but slower on few channels or on depthwise ones, which therefore stay in float.
+What a training step gains by it is printed by ``tests/benchmarks/bench_quantised_base.py``
+(``docs/decisions/0004-quantised-base.md``). Convolutions of few channels and depthwise ones stay in
+float (``conv_ranges``).
 
 Shapes: x [N, in, ...], weight [out, in / groups, ...] int8, bias [out] int32.
 """

@@ -1,7 +1,8 @@
 """The ranges of convolutions' inputs and outputs, measured on the server over calibration data.
 
 Which convolutions run in integers is decided here too: plain ones of at least 16 channels in and
-out. On fewer channels and on depthwise ones, quantising costs more than the integers save.
+out. On fewer channels and on depthwise ones there is little work in the products to set against
+quantising their inputs and outputs.
 """
 
 from __future__ import annotations

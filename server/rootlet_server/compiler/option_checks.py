@@ -49,7 +49,7 @@ def refuse_unread(config: CompileConfig) -> None:
         CompileError: one is not; the message names it, why, and the remedy.
     """
     defaults = {
-        field.name: field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(config)
     }
     for name, reason, remedy in _unread(config):
