@@ -76,7 +76,7 @@ def test_samples_are_drawn_from_fresh_and_kept_examples_alike(trainer, buffer, m
     monkeypatch.setattr(
         private_fit, "poisson_sample", lambda n, q: asked.append((n, q)) or sample(n, q)
     )
-    sure = replace(MECHANISM, sample_rate=1.0, noise_multiplier=0.01)
+    sure = replace(MECHANISM, sample_rate=1.0, noise_multiplier=1e-3)
     both = tuple(np.concatenate(parts) for parts in zip(second, first, strict=True))
     start = trainer.adapter
     fit(trainer, buffer, second, privacy=sure)
@@ -84,9 +84,11 @@ def test_samples_are_drawn_from_fresh_and_kept_examples_alike(trainer, buffer, m
     trainer.load_adapter(start)
     trainer.fit_private(*both, privacy=sure, epochs=1, learning_rate=0.1, schedule=CONSTANT)
     assert asked == [(24, 1.0), (24, 1.0)]
+    # Two draws of noise apart: six standard deviations of their difference.
+    apart = 6 * 2**0.5 * 0.1 * sure.noise_multiplier * sure.max_grad_norm / 24
     for name, value in trainer.adapter.items():
-        moved = np.abs(value - start[name]).max()
-        np.testing.assert_allclose(found[name], value, atol=0.05 * moved)
+        assert np.abs(value - start[name]).max() > 10 * apart
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=apart)
     assert not buffer.uses.any()  # who was drawn is a secret
 
 

@@ -51,7 +51,7 @@ def _ancestors(starts: list[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _score_products(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node]]]:
+def score_products(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node]]]:
     """(consumer, its query and key operands) of every attention in the graph."""
     products = []
     for node in graph.nodes:
@@ -68,7 +68,7 @@ def query_key_columns(program: Program, example: Tensor) -> dict[str, Tensor]:
     graph = program.graph
     operands: list[fx.Node] = []
     scores: set[tuple[fx.Node, fx.Node]] = set()
-    for consumer, inputs in _score_products(graph):
+    for consumer, inputs in score_products(graph):
         operands += inputs
         scores |= {(consumer, n) for n in inputs}
     before = _ancestors(operands)

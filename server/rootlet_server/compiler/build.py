@@ -22,6 +22,7 @@ from rootlet_server.compiler.base import freeze
 from rootlet_server.compiler.block_choice import choose_blocks
 from rootlet_server.compiler.blocks import find_points
 from rootlet_server.compiler.conv_ranges import conv_ranges
+from rootlet_server.compiler.defaults import Architecture, architecture, resolved
 from rootlet_server.compiler.errors import CalibrationError, CompileError
 from rootlet_server.compiler.feedback import make_feedback
 from rootlet_server.compiler.interpret import run
@@ -54,6 +55,7 @@ class Built:
     """A step and its tensors, in float or int8 as the configuration asks.
 
     Attributes:
+        config: what was asked for, with the rule that the architecture gets in the place of auto.
         step: the pure functions.
         frozen: the base, the feedback and the frozen halves of the adapters.
         adapter: what learns, at its start.
@@ -62,8 +64,10 @@ class Built:
         ranks: what every adapted layer got.
         left_out: the Linear layers and convolutions without an adapter, and why.
         blocks: what ``block_size="auto"`` chose, where it was asked to.
+        chosen_for: the architecture by which ``rule="auto"`` chose, where it did.
     """
 
+    config: CompileConfig
     step: Step
     frozen: dict[str, Tensor]
     adapter: dict[str, Tensor]
@@ -72,6 +76,7 @@ class Built:
     ranks: tuple[SiteRank, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
     blocks: BlockChoice | None = None
+    chosen_for: Architecture | None = None
 
 
 def as_calibration(x: Tensor | npt.ArrayLike) -> Tensor:
@@ -150,6 +155,8 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
     x = as_calibration(calibration_x)
     program = trace(model, x[:EXAMPLES])
     _check_outputs(program, x, config)
+    chosen_for = architecture(program) if config.rule == "auto" and not config.names_dfa else None
+    config = resolved(config, chosen_for)
     head = find_head(program)
     lora = config.adapter
     sites, left_out = (
@@ -231,6 +238,8 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         dtypes = config.base_dtype
     base = freeze(program, dtypes, without=without, backward=config.backward, ranges=ranges)
     built = Built(
+        config=config,
+        chosen_for=chosen_for,
         step=step,
         frozen=base | a | feedback,
         adapter=adapter,

@@ -24,11 +24,16 @@ PRECISION = {
     ":conv.q": "int8 (stored; computed in float)",
     ":embedding.q": "int8",
 }
+WORDS = {
+    "attention": "attention",
+    "convolution": "convolutions",
+    "dense": "neither convolutions nor attention",
+}
 INT4_FALLBACK = "int8 (its inputs are no multiple of 32)"
 
 
 def choices(built: Built) -> tuple[str, ...]:
-    """Ranks, layers left out, precision by layer and blocks; what was not chosen has no line."""
+    """Rule, ranks, layers left out, precision and blocks; what was not chosen has no line."""
     return tuple(_lines(built))
 
 
@@ -44,6 +49,9 @@ def alignment_line(report: AlignmentReport) -> str:
 
 
 def _lines(built: Built) -> Iterator[str]:
+    if built.chosen_for:
+        words = WORDS[built.chosen_for]
+        yield f"rule: {built.config.rule}, which the scoreboard has for models with {words}"
     if built.ranks:
         yield f"ranks: {_ranks(built)}"
     if built.left_out:

@@ -119,6 +119,7 @@ def compile_bundle(
     say = progress or (lambda _: None)
     say("tracing and calibrating")
     built = build(model, calibration_x, config)
+    config = built.config
     chosen = choices(built)
     for line in chosen:
         say(line)

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 4096
 EXPLAINED_VARIANCE = "explained_variance"
 EXPLAINED_SHARE = 0.99
+DFA_OPTIONS = (
+    "feedback", "feedback_form", "feedback_rank", "feedback_positions", "block_size", "attention",
+)  # fmt: skip
 
 AdapterKind = Literal["calibrated", "lora", "lora_frozen_a"]
 ADtype = Literal["int8", "float32"]
 Task = Literal["classification", "regression"]
 RuleName = Literal[
-    "dfa", "backprop", "backprop_checkpointed", "head_only", "local_losses", "zeroth_order"
+    "auto", "dfa", "backprop", "backprop_checkpointed", "head_only", "local_losses", "zeroth_order"
 ]
 FeedbackName = Literal["calibrated", "calibrated_features", "random", "sign", "broadcast", "drtp"]
 FeedbackForm = Literal["int8", "sign", "low_rank"]
@@ -178,9 +181,11 @@ class CompileConfig:
 
     Attributes:
         task: ``classification`` (softmax cross-entropy) or ``regression`` (mean squared error).
-        rule: how credit is assigned: ``dfa`` broadcasts the output error once, ``backprop`` is the
-            control, ``backprop_checkpointed`` the same in less memory, ``head_only`` leaves the
-            base without adapters: the floor; ``local_losses`` and ``zeroth_order`` are rivals.
+        rule: how credit is assigned: ``auto`` takes what the scoreboard found for the model's
+            architecture (``defaults.py``), or ``dfa`` where one of its options is set; ``dfa``
+            broadcasts the output error once, ``backprop`` is the control,
+            ``backprop_checkpointed`` the same in less memory, ``head_only`` leaves the base without
+            adapters: the floor; ``local_losses`` and ``zeroth_order`` are rivals.
         feedback: ``calibrated`` is the mean Jacobian of the outputs, ``calibrated_features`` that
             of the features, behind the live head; ``sign``, ``random``, ``broadcast`` and ``drtp``
             are for study (``rootlet_server.compiler.feedback``).
@@ -224,7 +229,7 @@ class CompileConfig:
     """
 
     task: Task = "classification"
-    rule: RuleName = "dfa"
+    rule: RuleName = "auto"
     feedback: FeedbackName = "calibrated"
     feedback_form: FeedbackForm = "int8"
     feedback_rank: int = 8
@@ -287,3 +292,8 @@ class CompileConfig:
             )
         if self.expires_in_days is not None:
             positive("expires_in_days", self.expires_in_days, "None never expires.")
+
+    @property
+    def names_dfa(self) -> bool:
+        """Whether an option is set that ``dfa`` alone reads."""
+        return any(getattr(self, name) != getattr(CompileConfig, name) for name in DFA_OPTIONS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler.config import CompileConfig
 
+DFA = ("dfa", "auto")  # auto is dfa where one of its options is set
 BACKPROPS = ("backprop", "backprop_checkpointed")
 MEASURED_FEEDBACK = ("calibrated", "calibrated_features")
 
@@ -62,7 +63,7 @@ def _unread(config: CompileConfig) -> Iterator[tuple[str, str, str]]:
     """(option, why nothing reads it, the remedy)."""
     yield from _unread_feedback(config)
     rule = f"rule={config.rule!r}"
-    if config.rule != "dfa":
+    if config.rule not in DFA:
         yield "block_size", f"{rule} has no blocks", "Leave it out, or use rule='dfa'."
     if config.block_size != "auto":
         reason = f"block_size={config.block_size!r} asks for no choice"
@@ -85,7 +86,7 @@ def _unread(config: CompileConfig) -> Iterator[tuple[str, str, str]]:
 
 def _unread_feedback(config: CompileConfig) -> Iterator[tuple[str, str, str]]:
     names: tuple[str, ...] = ("feedback", "feedback_form", "feedback_rank", "feedback_positions")
-    if config.rule != "dfa":
+    if config.rule not in DFA:
         reason = f"rule={config.rule!r} broadcasts no error"
         yield from ((name, reason, "Leave it out, or use rule='dfa'.") for name in names)
     elif config.block_size == "all":
@@ -103,12 +104,12 @@ def _unread_feedback(config: CompileConfig) -> Iterator[tuple[str, str, str]]:
 
 def _passes_credit_down(config: CompileConfig) -> bool:
     blocks = config.block_size != 1 or config.attention == "local"
-    return config.rule in BACKPROPS or (config.rule == "dfa" and blocks)
+    return config.rule in BACKPROPS or (config.rule in DFA and blocks)
 
 
 def _calibrates(config: CompileConfig) -> bool:
     adapts = config.rule != "head_only"
-    feedback = config.rule == "dfa" and config.feedback in (*MEASURED_FEEDBACK, "sign")
+    feedback = config.rule in DFA and config.feedback in (*MEASURED_FEEDBACK, "sign")
     adapters = adapts and (config.adapter.kind == "calibrated" or config.adapter.rank_is_chosen)
     return config.base_dtype != "float32" or adapters or feedback or config.rule == "local_losses"
 

@@ -289,10 +289,15 @@ ADAPTER_OPTIONS = ("target_modules", "kind", "alpha", "a_dtype", "adapter_bytes"
 
 
 def small_config(**options: Any) -> CompileConfig:
-    """Rank 4, and float32 unless asked otherwise."""
+    """DFA, rank 4 and float32 unless asked otherwise."""
     lora = {k: options.pop(k) for k in ADAPTER_OPTIONS if k in options}
     rank = options.pop("rank", 4)
-    options = {"base_dtype": "float32", "adapter": LoraConfig(rank=rank, **lora), **options}
+    options = {
+        "rule": "dfa",
+        "base_dtype": "float32",
+        "adapter": LoraConfig(rank=rank, **lora),
+        **options,
+    }
     return CompileConfig(**options)
 
 
