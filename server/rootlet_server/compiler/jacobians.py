@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rootlet_server.compiler.learner import Learner
 
 CHUNK = 32
+PASSES = 1024  # backward passes that a mean may take, where 32 examples do not need more
 NOISE_EXAMPLES = 128
 NOISE_DENSITY = 0.25
 
@@ -41,11 +42,14 @@ def mean_jacobians(
         learner: the learner.
         frozen: its frozen tensors.
         adapter: the initial adapter.
-        x: [N, ...], read in chunks of 32.
+        x: [N, ...], read in chunks of 32; the first ones alone where K is so large that all would
+            take more than 1,024 backward passes.
         points: name of a node -> its value as [N, C] or [N, P, C].
         of: what is differentiated: the outputs, or the features that the head reads.
     """
     totals: dict[str, Tensor] = {}
+    width = learner.program.tensors[learner.head.weight].shape[0 if of == "output" else 1]
+    x = x[: CHUNK * max(1, PASSES // width)]
     for part in torch.split(x, CHUNK):
         for name, total in _sums(learner, frozen, adapter, part, points, of=of).items():
             totals[name] = totals.get(name, 0) + total

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rootlet_server.compiler import jacobians
 from rootlet_server.compiler.adapters import whitened
 from rootlet_server.compiler.feedback import positions_key
 from rootlet_server.compiler.feedback_forms import feedback_matrix, form_keys
@@ -159,3 +160,16 @@ def test_the_rank_is_bounded_by_the_inputs(lab):
     built = lab.build(lab.case("mlp"), rank=16)
     assert built.adapter["first.lora_B"].shape == (24, 12)
     assert built.adapter["second.lora_B"].shape == (16, 16)
+
+
+def test_a_wide_head_is_calibrated_on_the_first_examples_alone(lab, monkeypatch):
+    """The mean over the features of many examples would take a backward pass for each feature."""
+    case = lab.case("mlp")
+    monkeypatch.setattr(jacobians, "CHUNK", 4)
+    monkeypatch.setattr(jacobians, "PASSES", 1)
+    few = lab.build(replace(case, x=case.x[:4]), feedback="calibrated_features", kind="lora")
+    many = lab.build(case, feedback="calibrated_features", kind="lora")
+    keys = [key for key in few.frozen if ":feedback." in key]
+    assert keys
+    for key in keys:
+        assert torch.equal(few.frozen[key], many.frozen[key])
