@@ -1,0 +1,206 @@
+"""What a worker does: load a bundle and a population once, then train chunk after chunk.
+
+The same object works in this process, in a process of its own, and in a Ray actor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rootlet_runtime.bundle import Bundle
+from rootlet_server.errors import NotVectorisableError, PopulationError
+from rootlet_server.simulation.device_engine import DeviceEngine
+from rootlet_server.simulation.engine import (
+    ChunkResult,
+    client_seed,
+    measured,
+    one_thread,
+    train_chunk,
+)
+from rootlet_server.simulation.step import load_step
+from rootlet_server.simulation.uploads import Partial, Upload, sum_up
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.population import CheckedPopulation
+    from rootlet_server.simulation.step import StackedStep
+
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker is given once.
+
+    Attributes:
+        bundle: the bundle's bytes; a path on this machine serves as well.
+        population: the clients, checked.
+        seed: of the simulation.
+        vectorise: False trains one client at a time, by the device runtime itself.
+    """
+
+    bundle: bytes | Path
+    population: CheckedPopulation
+    seed: int
+    vectorise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkTask:
+    """One chunk of a round.
+
+    Attributes:
+        clients: none without examples, sorted by number.
+        round: counted from 1.
+        received: the adapter that the server sent.
+        training: what the clients are asked to do; None to evaluate the adapter instead.
+        upload: how updates leave the chunk.
+        state, steps_before: see ``engine.train_chunk``; returned, where given.
+    """
+
+    clients: tuple[int, ...]
+    round: int
+    received: Arrays
+    training: LocalTraining | None
+    upload: Upload
+    state: Arrays | None = None
+    steps_before: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkReply:
+    """What a worker gives back.
+
+    Attributes:
+        columns: one value for each client, by name.
+        adapters: [K, ...] by name, where every update is wanted.
+        partial: the sums, where these are.
+        state: the optimisers', where they are kept.
+    """
+
+    columns: dict[str, npt.NDArray[Any]]
+    adapters: dict[str, npt.NDArray[np.float32]] | None = None
+    partial: Partial | None = None
+    state: dict[str, npt.NDArray[np.float32]] | None = None
+
+
+class Worker:
+    """Trains chunks.
+
+    Args:
+        job: what all workers share.
+
+    Raises:
+        NotVectorisableError: the model cannot be stacked, and ``job.vectorise`` asks for it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._bundle, self._folder = _open(job.bundle)
+        self.step: StackedStep | None = None
+        self._device: DeviceEngine | None = None
+        if job.vectorise:
+            self.step = load_step(self._bundle)
+        else:
+            self._device = DeviceEngine(self._bundle)
+
+    def run(self, task: ChunkTask) -> ChunkReply:
+        """One chunk.
+
+        Raises:
+            PopulationError: a client's examples do not fit the bundle.
+        """
+        examples = [self._job.population.examples(client) for client in task.clients]
+        empty = [c for c, (x, _) in zip(task.clients, examples, strict=True) if not len(x)]
+        if empty:
+            raise PopulationError(f"client {empty[0]} has no examples and cannot train")
+        if task.training is None:
+            return self._evaluate(task, examples)
+        seeds = [client_seed(self._job.seed, task.round, client) for client in task.clients]
+        if self.step is not None:
+            state = task.state
+            result = train_chunk(
+                self.step,
+                task.received,
+                examples,
+                seeds,
+                task.training,
+                state=None
+                if state is None
+                else {name: torch.from_numpy(value) for name, value in state.items()},
+                steps_before=task.steps_before,
+            )
+        else:
+            result = self._devices().train(task.received, examples, seeds, task.training)
+        return _reply(task, result, seeds)
+
+    def _evaluate(self, task: ChunkTask, examples: list[Any]) -> ChunkReply:
+        sizes = np.array([len(x) for x, _ in examples])
+        if self.step is None:
+            loss, metric = self._devices().evaluate(task.received, examples)
+        else:
+            loss, metric = evaluate_clients(self.step, task.received, examples)
+        return ChunkReply(
+            columns={"client": np.array(task.clients), "examples": sizes, "loss": loss,
+                     "received": metric, "finite": np.isfinite(loss)}
+        )  # fmt: skip
+
+    def _devices(self) -> DeviceEngine:
+        if self._device is None:
+            raise NotVectorisableError("this worker has no device engine; pass vectorise=False")
+        return self._device
+
+
+def evaluate_clients(
+    step: StackedStep, adapter: Arrays, examples: list[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean loss and metric of one adapter on each client's examples, [K] each."""
+    with one_thread():
+        sizes = [len(x) for x, _ in examples]
+        x = step.encode(torch.from_numpy(np.concatenate([x for x, _ in examples])))
+        y = torch.from_numpy(np.concatenate([y for _, y in examples]))
+        shared = {name: torch.from_numpy(np.asarray(value)) for name, value in adapter.items()}
+        return measured(step, shared, x, y, sizes, shared=True)
+
+
+def _reply(task: ChunkTask, result: ChunkResult, seeds: list[int]) -> ChunkReply:
+    columns = {
+        "client": np.array(task.clients, np.int64),
+        "examples": result.examples,
+        "steps": result.steps,
+        "loss": result.loss,
+        "metric": result.metric,
+        "received": result.received,
+        "trained": result.trained,
+        "finite": result.finite,
+    }
+    kept = None
+    if task.state is not None:
+        kept = {name: value.numpy() for name, value in result.state.items()}
+    if not task.upload.partial:
+        adapters = {name: value.numpy() for name, value in result.adapter.items()}
+        return ChunkReply(columns=columns, adapters=adapters, state=kept)
+    partial = sum_up(
+        task.upload, result.adapter, task.received, result.examples, result.finite, seeds
+    )
+    return ChunkReply(columns=columns, partial=partial, state=kept)
+
+
+def _open(bundle: bytes | Path) -> tuple[Bundle, Any]:
+    """The bundle was verified by who made the job: here it is only read again."""
+    if isinstance(bundle, Path):
+        return Bundle.load(bundle, trusted_keys=[], allow_unsigned=True), None
+    folder = tempfile.TemporaryDirectory(prefix="rootlet-simulation-")
+    path = Path(folder.name) / "simulated.rootlet"
+    path.write_bytes(bundle)
+    return Bundle.load(path, trusted_keys=[], allow_unsigned=True), folder
