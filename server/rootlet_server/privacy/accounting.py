@@ -1,7 +1,8 @@
 """What private steps have spent: epsilon at a delta, by Google's dp-accounting.
 
-The privacy unit is one example, neighbouring data sets differ by one example more or less, and each
-step is a Gaussian mechanism on a Poisson sample. Epsilon comes from privacy loss distributions
+The privacy unit is one example, or one device in a round of a federation; neighbouring data sets
+differ by one unit more or less, and each step is a Gaussian mechanism on a Poisson sample of units.
+What is charged together has one unit. Epsilon comes from privacy loss distributions
 (Doroshenko et al. 2022), which are tight; Renyi accounting (Mironov 2017) is a looser bound by
 other means, and serves as the cross-check. Amplification by sampling is claimed for secret Poisson
 samples that a device draws, and for nothing else.
@@ -23,7 +24,7 @@ from rootlet_runtime.private_report import PrivacySpent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-UNIT, NEIGHBOURS = "example", "add-or-remove-one"
+UNITS, NEIGHBOURS = ("example", "device"), "add-or-remove-one"
 _RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 SMALLEST_NOISE, LARGEST_NOISE = 0.1, 1e4
 TOLERANCE = 1e-4
@@ -97,7 +98,13 @@ def _epsilon(
 ) -> float:
     if not 0 < delta < 1:
         raise AccountingError(f"delta {delta}: must lie in 0..1, both excluded; 1e-5 is usual")
-    for each in spent:
+    charged = list(spent)
+    if len(units := sorted({each.unit for each in charged})) > 1:
+        raise AccountingError(
+            f"units {' and '.join(units)}: epsilons of different units are not added; charge each "
+            "on its own"
+        )
+    for each in charged:
         event = _event(each)
         if each.steps:
             accountant.compose(event, each.steps)
@@ -105,10 +112,10 @@ def _epsilon(
 
 
 def _event(spent: PrivacySpent) -> dp_event.DpEvent:
-    if (spent.unit, spent.neighbours) != (UNIT, NEIGHBOURS):
+    if spent.unit not in UNITS or spent.neighbours != NEIGHBOURS:
         raise AccountingError(
             f"unit {spent.unit!r}, neighbours {spent.neighbours!r}: this accountant charges "
-            f"{UNIT!r} under {NEIGHBOURS!r} only"
+            f"{' and '.join(map(repr, UNITS))} under {NEIGHBOURS!r} only"
         )
     if not (0 < spent.sample_rate <= 1 and spent.noise_multiplier > 0 and spent.steps >= 0):
         raise AccountingError(f"{spent}: rates lie in 0..1, noise is positive, steps are counted")

@@ -127,7 +127,7 @@ def _constant(array: np.ndarray) -> Any:
         return array.copy()
     if array.dtype.kind == "V" or str(array.dtype) in ("int4", "uint4"):
         array = array.astype(np.int8)
-    return torch.from_numpy(array.copy())
+    return torch.from_numpy(array.copy()).clone()  # torch's alignment: products repeat their bits
 
 
 def _nodes(protos: list[onnx.NodeProto], outputs: tuple[str, ...]) -> tuple[Node, ...]:

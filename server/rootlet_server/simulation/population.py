@@ -175,6 +175,12 @@ class CheckedPopulation:
     def __len__(self) -> int:
         return len(self.population)
 
+    def sizes(self, clients: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many examples each client has; lazily made ones are made for it."""
+        if isinstance(self.population, ArrayPopulation):
+            return np.diff(self.population.starts)[clients]
+        return np.array([len(self.population.examples(int(c))[1]) for c in clients], np.int64)
+
     def examples(self, client: int) -> Examples:
         """The client's examples in the bundle's dtypes; two empty arrays where it has none.
 

@@ -121,11 +121,10 @@ class Partial:
             weight = int(weight) % modulus
         return Partial(values=values, weight=weight, clients=self.clients + other.clients)
 
-    def mean(self, received: Arrays, secure: SecureAggregation | None) -> dict[str, Any]:
-        """The mean adapter (or the mean update, for sums of updates), float64."""
+    def mean(self, secure: SecureAggregation | None) -> dict[str, npt.NDArray[np.float64]]:
+        """The mean adapter, or the mean update where updates were added, float64."""
         if secure is None:
             return {name: value / self.weight for name, value in self.values.items()}
-        del received
         unit = (secure.bound or 1.0) / secure.largest
         weight = _signed(np.array(self.weight), secure) / secure.largest
         return {name: _signed(value, secure) * unit / weight for name, value in self.values.items()}

@@ -6,7 +6,7 @@ The same object works in this process, in a process of its own, and in a Ray act
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rootlet_runtime.bundle import Bundle
-from rootlet_server.errors import NotVectorisableError, PopulationError
+from rootlet_server.errors import NotVectorisableError
 from rootlet_server.simulation.device_engine import DeviceEngine
 from rootlet_server.simulation.engine import (
     ChunkResult,
@@ -27,15 +27,20 @@ from rootlet_server.simulation.step import load_step
 from rootlet_server.simulation.uploads import Partial, Upload, sum_up
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
     from rootlet_server.simulation.engine import LocalTraining
-    from rootlet_server.simulation.population import CheckedPopulation
+    from rootlet_server.simulation.population import CheckedPopulation, Examples
     from rootlet_server.simulation.step import StackedStep
 
     Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+COLUMNS = (
+    "client", "examples", "steps", "loss", "metric", "received", "trained", "finite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class ChunkTask:
     """One chunk of a round.
 
     Attributes:
-        clients: none without examples, sorted by number.
+        clients: sorted by number.
         round: counted from 1.
         received: the adapter that the server sent.
         training: what the clients are asked to do; None to evaluate the adapter instead.
@@ -82,8 +87,8 @@ class ChunkReply:
     """What a worker gives back.
 
     Attributes:
-        columns: one value for each client, by name.
-        adapters: [K, ...] by name, where every update is wanted.
+        columns: one value for each client, by name; clients without examples come last.
+        adapters: [K, ...] by name, of the clients with examples, where every update is wanted.
         partial: the sums, where these are.
         state: the optimisers', where they are kept.
     """
@@ -120,10 +125,13 @@ class Worker:
         Raises:
             PopulationError: a client's examples do not fit the bundle.
         """
-        examples = [self._job.population.examples(client) for client in task.clients]
-        empty = [c for c, (x, _) in zip(task.clients, examples, strict=True) if not len(x)]
-        if empty:
-            raise PopulationError(f"client {empty[0]} has no examples and cannot train")
+        loaded = {client: self._job.population.examples(client) for client in task.clients}
+        having = tuple(client for client, (x, _) in loaded.items() if len(x))
+        if len(having) < len(loaded):
+            return _without(set(loaded) - set(having), self.run(_only(task, having)))
+        if not having:
+            return ChunkReply(columns={name: np.empty(0) for name in COLUMNS})
+        examples = list(loaded.values())
         if task.training is None:
             return self._evaluate(task, examples)
         seeds = [client_seed(self._job.seed, task.round, client) for client in task.clients]
@@ -146,14 +154,24 @@ class Worker:
 
     def _evaluate(self, task: ChunkTask, examples: list[Any]) -> ChunkReply:
         sizes = np.array([len(x) for x, _ in examples])
-        if self.step is None:
-            loss, metric = self._devices().evaluate(task.received, examples)
-        else:
-            loss, metric = evaluate_clients(self.step, task.received, examples)
+        loss, metric = self.measure(task.received, examples)
+        nothing = np.full(len(sizes), np.nan)
+        values = (task.clients, sizes, 0 * sizes, loss, nothing, metric, nothing, np.isfinite(loss))
         return ChunkReply(
-            columns={"client": np.array(task.clients), "examples": sizes, "loss": loss,
-                     "received": metric, "finite": np.isfinite(loss)}
-        )  # fmt: skip
+            columns={name: np.array(v) for name, v in zip(COLUMNS, values, strict=True)}
+        )
+
+    def measure(
+        self, adapter: Arrays, examples: Sequence[Examples]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean loss and metric of one adapter on each client's examples, [K] each."""
+        if self.step is None:
+            return self._devices().evaluate(adapter, examples)
+        with one_thread():
+            x = self.step.encode(torch.from_numpy(np.concatenate([x for x, _ in examples])))
+            y = torch.from_numpy(np.concatenate([y for _, y in examples]))
+            shared = {name: torch.from_numpy(np.asarray(value)) for name, value in adapter.items()}
+            return measured(self.step, shared, x, y, [len(x) for x, _ in examples], shared=True)
 
     def _devices(self) -> DeviceEngine:
         if self._device is None:
@@ -161,16 +179,25 @@ class Worker:
         return self._device
 
 
-def evaluate_clients(
-    step: StackedStep, adapter: Arrays, examples: list[Any]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean loss and metric of one adapter on each client's examples, [K] each."""
-    with one_thread():
-        sizes = [len(x) for x, _ in examples]
-        x = step.encode(torch.from_numpy(np.concatenate([x for x, _ in examples])))
-        y = torch.from_numpy(np.concatenate([y for _, y in examples]))
-        shared = {name: torch.from_numpy(np.asarray(value)) for name, value in adapter.items()}
-        return measured(step, shared, x, y, sizes, shared=True)
+def _only(task: ChunkTask, clients: tuple[int, ...]) -> ChunkTask:
+    """The task for some of its clients."""
+    rows = np.isin(task.clients, clients)
+    return replace(
+        task,
+        clients=clients,
+        state=None if task.state is None else {k: v[rows] for k, v in task.state.items()},
+        steps_before=None if task.steps_before is None else task.steps_before[rows],
+    )
+
+
+def _without(empty: set[int], reply: ChunkReply) -> ChunkReply:
+    """The reply with the clients that have no examples as lines of their own, at the end."""
+    more = {name: np.full(len(empty), np.nan) for name in COLUMNS}
+    more["client"] = np.array(sorted(empty))
+    more["examples"] = more["steps"] = np.zeros(len(empty), np.int64)
+    more["finite"] = np.ones(len(empty), bool)
+    columns = {name: np.concatenate([reply.columns[name], more[name]]) for name in reply.columns}
+    return replace(reply, columns=columns)
 
 
 def _reply(task: ChunkTask, result: ChunkResult, seeds: list[int]) -> ChunkReply:

@@ -1,0 +1,342 @@
+"""``simulate``: rounds of a strategy over a population, with the graphs that ship."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+from rootlet_runtime.bundle import Bundle
+from rootlet_server.errors import NotVectorisableError, SimulationConfigError
+from rootlet_server.simulation.availability import Availability
+from rootlet_server.simulation.bank import ClientBank, Slot
+from rootlet_server.simulation.central import CentralTest
+from rootlet_server.simulation.crews import OwnCrew, hire
+from rootlet_server.simulation.engine import LocalTraining
+from rootlet_server.simulation.fleet import STEPS, Fleet
+from rootlet_server.simulation.journal import Journal, Position
+from rootlet_server.simulation.pace import Pace
+from rootlet_server.simulation.population import fit_to_bundle
+from rootlet_server.simulation.privacy import MODEL, NEIGHBOURS, UNIT, DevicePrivacy
+from rootlet_server.simulation.replies import in_a_run, metric_name
+from rootlet_server.simulation.result import RoundRecord, SimulationResult
+from rootlet_server.simulation.rounds import BufferedRounds, Rounds, SynchronousRounds
+from rootlet_server.simulation.strategies import (
+    averages,
+    default_strategy,
+    require_averaging,
+    restore,
+    state_of,
+)
+from rootlet_server.simulation.tuning import remembered_chunk_size
+from rootlet_server.simulation.uploads import SecureAggregation, Upload
+from rootlet_server.simulation.work import Job, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from flwr.serverapp.strategy import Strategy
+
+    from rootlet_server.compiler import CompiledBundle
+    from rootlet_server.simulation.latency import Latency
+    from rootlet_server.simulation.population import CheckedPopulation, Examples, Population
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Who hears how it goes; each may be None.
+
+    Attributes:
+        round: called with each round's record.
+        clients: called with the number of clients of each finished chunk.
+        say: called with a sentence where something is done in another way than asked.
+    """
+
+    round: Callable[[RoundRecord], None] | None = None
+    clients: Callable[[int], None] | None = None
+    say: Callable[[str], None] | None = None
+
+
+def simulate(
+    bundle: Bundle | CompiledBundle,
+    clients: Population,
+    strategy: Strategy | None = None,
+    *,
+    rounds: int,
+    cohort_size: int | None = None,
+    seed: int,
+    workers: int | str = 1,
+    privacy: DevicePrivacy | None = None,
+    secure_aggregation: SecureAggregation | None = None,
+    availability: Availability | None = None,
+    latency: Latency | None = None,
+    pace: Pace | None = None,
+    training: LocalTraining | None = None,
+    test: Examples | None = None,
+    keep_optimizer: bool = False,
+    pre_aggregate: bool | None = None,
+    chunk_size: int | None = None,
+    vectorise: bool | None = None,
+    state_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> SimulationResult:
+    """Simulate a federation.
+
+    The same seed gives the same result, whatever ``workers`` is: random draws belong to the round
+    and the client, chunks are cut in one way, and sums are made in one order.
+
+    Args:
+        bundle: what the clients run: a verified bundle, or what the compiler returned.
+        clients: who they are; see ``population`` and ``partitions``.
+        strategy: any of Flower's, or one's own; FedAvg by default. With ``cohort_size`` its
+            ``fraction_train`` must be 1: it is offered the cohort as its nodes.
+        rounds: how many.
+        cohort_size: clients of a round, drawn uniformly; None offers the strategy everybody. In
+            buffered rounds, how many train at a time.
+        seed: of everything that is random.
+        workers: processes of this machine, or ``ray://local`` or a Ray client's address.
+        privacy: clips each device's update and adds noise to the sum; see ``privacy``.
+        secure_aggregation: adds updates up in the integers of secure aggregation.
+        availability: when clients are there; None for always.
+        latency: how long they take; None for no time.
+        pace: how a round ends.
+        training: what a client does; the bundle's own defaults by default.
+        test: examples on which the server measures the adapter after each round.
+        keep_optimizer: clients keep their optimiser's state between rounds, in a memory-mapped
+            bank. Devices start it anew: this is another experiment than the one that ships.
+        pre_aggregate: answer with averages of chunks. None does so where the strategy reads
+            nothing else; True refuses a strategy that may.
+        chunk_size: clients trained at once; None measures what is fastest and remembers it.
+        vectorise: False trains one client at a time by the device runtime. None falls back to
+            that, and says so, where the model cannot be stacked; True refuses then.
+        state_dir: keeps every finished round; the same call goes on after a kill.
+        progress: hears how it goes.
+
+    Raises:
+        SimulationError: its subclass names the reason.
+        BundleError: the compiled bundle cannot be read.
+    """
+    strategy = strategy or default_strategy()
+    progress, pace = progress or Progress(), pace or Pace()
+    if rounds < 1:
+        raise SimulationConfigError(f"rounds {rounds}: must be at least 1")
+    with ExitStack() as stack:
+        opened = _opened(bundle, stack)
+        population = fit_to_bundle(clients, opened.manifest)
+        training = training or _defaults(opened)
+        _check_cohort(cohort_size, len(population), strategy, pace, privacy)
+        upload = _upload(strategy, privacy, secure_aggregation, cohort_size or len(population),
+                         pre_aggregate, pace, workers)  # fmt: skip
+        job, own, notes = _job(opened, population, seed, vectorise, workers, progress)
+        if keep_optimizer and not job.vectorise:
+            raise SimulationConfigError(
+                "keep_optimizer needs a model that can be stacked: devices start it anew"
+            )
+        if chunk_size is None:
+            chunk_size = remembered_chunk_size(own, opened, population, training)
+        crew = OwnCrew(own) if workers == 1 else hire(job, workers)
+        stack.callback(crew.close)
+        fleet = Fleet(
+            bundle=opened, population=population, crew=crew, training=training,
+            chunk_size=chunk_size, latency=latency, availability=availability, pace=pace,
+            on_chunk=progress.clients,
+        )  # fmt: skip
+        identity = {
+            "manifest": opened.manifest_sha256, "population": len(population), "seed": seed,
+            "cohort": cohort_size, "strategy": type(strategy).__name__, "chunk": chunk_size,
+            "vectorise": job.vectorise, "upload": asdict(upload), "keep": keep_optimizer,
+            **{name: _plain(value) for name, value in (
+                ("privacy", privacy), ("latency", latency), ("pace", pace),
+                ("availability", availability), ("training", training))},
+        }  # fmt: skip
+        journal = Journal(state_dir, identity)
+        position = journal.resume()
+        if keep_optimizer:
+            fleet.bank = _bank(fleet, state_dir, stack)
+            fleet.bank.recover(0 if position is None else position.round)
+        central = None if test is None else CentralTest(own, test, opened.manifest)
+        kind: type[Rounds] = SynchronousRounds if pace.buffer_size is None else BufferedRounds
+        loop = kind(
+            fleet=fleet, strategy=strategy, upload=upload, privacy=privacy, seed=seed,
+            cohort_size=cohort_size, journal=journal,
+        )  # fmt: skip
+        stack.enter_context(in_a_run())
+        position = _run(loop, journal, position, rounds, central, progress)
+        return SimulationResult(
+            adapter=position.adapter,
+            rounds=tuple(journal.rounds),
+            clients=journal.all_clients(),
+            chunk_size=chunk_size,
+            vectorised=job.vectorise,
+            metric=metric_name(opened),
+            privacy=_promise(privacy, journal.rounds[-1].epsilon),
+            notes=notes,
+        )
+
+
+def _run(  # noqa: PLR0917 (one caller)
+    loop: Rounds,
+    journal: Journal,
+    position: Position | None,
+    rounds: int,
+    central: CentralTest | None,
+    progress: Progress,
+) -> Position:
+    if position is None:
+        adapter = loop.fleet.bundle.initial_adapter()
+        position = Position(round=0, now_s=0.0, adapter=adapter)
+        loss, metric = (math.nan, math.nan) if central is None else central.measure(adapter)
+        journal.finish(RoundRecord(round=0, central_loss=loss, central_metric=metric), position)
+    else:
+        restore(loop.strategy, position.strategy)
+        loop.resume(position)
+    while position.round < rounds:
+        begun = time.monotonic()
+        record, position = loop.next(position)
+        if central is not None:
+            record["central_loss"], record["central_metric"] = central.measure(position.adapter)
+        position.strategy = state_of(loop.strategy) if journal.keeps else {}
+        bank = loop.fleet.bank
+        if bank is not None:
+            bank.commit(position.round)
+        done = RoundRecord(**record, seconds=time.monotonic() - begun)
+        journal.finish(done, position)
+        if bank is not None:
+            bank.apply(position.round)
+        if progress.round is not None:
+            progress.round(done)
+    return position
+
+
+def _opened(bundle: Bundle | CompiledBundle, stack: ExitStack) -> Bundle:
+    if isinstance(bundle, Bundle):
+        return bundle
+    return stack.enter_context(Bundle.load(bundle.path, trusted_keys=[], allow_unsigned=True))
+
+
+def _defaults(bundle: Bundle) -> LocalTraining:
+    own = bundle.manifest.training
+    size = min(own.batch_size, bundle.manifest.max_batch)
+    return LocalTraining(epochs=own.epochs, batch_size=size, learning_rate=own.learning_rate)
+
+
+def _check_cohort(
+    cohort: int | None, population: int, strategy: Strategy, pace: Pace,
+    privacy: DevicePrivacy | None,
+) -> None:  # fmt: skip
+    asked = population if cohort is None else math.ceil(cohort * pace.over_selection)
+    if cohort is not None and cohort < 1:
+        raise SimulationConfigError(f"cohort_size {cohort}: must be at least 1")
+    if asked > population:
+        raise SimulationConfigError(
+            f"cohort_size {cohort} at over_selection {pace.over_selection:g} asks {asked} clients "
+            f"and the population has {population}; lower one of them"
+        )
+    fraction = getattr(strategy, "fraction_train", 1.0)
+    if cohort is not None and fraction != 1.0:
+        raise SimulationConfigError(
+            f"cohort_size {cohort} and the strategy's fraction_train {fraction} both choose the "
+            "cohort; leave one of them out"
+        )
+    if cohort is None and (privacy is not None or pace.buffer_size is not None):
+        raise SimulationConfigError(
+            "privacy and buffered rounds need cohort_size: the simulator draws the cohort itself"
+        )
+    if privacy is not None and pace.buffer_size is not None:
+        raise SimulationConfigError(
+            "privacy and buffer_size: the accountant knows Poisson cohorts, not buffers; leave "
+            "one of them out"
+        )
+
+
+def _upload(  # noqa: PLR0917 (one caller)
+    strategy: Strategy,
+    privacy: DevicePrivacy | None,
+    secure: SecureAggregation | None,
+    cohort: int,
+    pre_aggregate: bool | None,
+    pace: Pace,
+    workers: int | str,
+) -> Upload:
+    if privacy is not None or secure is not None:
+        if pace.buffer_size is not None:
+            raise SimulationConfigError("secure_aggregation and buffer_size exclude each other")
+        what = "privacy" if privacy is not None else "secure aggregation"
+        require_averaging(strategy, f"under {what} a server sees a sum only")
+    if secure is not None:
+        bound = secure.bound or (None if privacy is None else privacy.clipping_norm)
+        if bound is None:
+            raise SimulationConfigError(
+                "secure_aggregation without privacy needs bound: where a value saturates"
+            )
+        secure = SecureAggregation(**{**asdict(secure), "bound": bound})
+        # a Poisson cohort exceeds its mean by ten deviations less than once in 10^23
+        secure.check_cohort(math.ceil(cohort * pace.over_selection + 10 * math.sqrt(cohort)))
+    if pre_aggregate:
+        require_averaging(strategy, "pre_aggregate=True answers with averages of chunks")
+    if pre_aggregate and pace.buffer_size is not None:
+        raise SimulationConfigError("pre_aggregate and buffer_size exclude each other")
+    wanted = averages(strategy) if pre_aggregate is None else pre_aggregate
+    partial = privacy is not None or secure is not None or wanted
+    if pace.buffer_size is not None:
+        partial = False
+    if isinstance(workers, str) and not partial:
+        require_averaging(strategy, "Ray actors return sums only")
+    norm = None if privacy is None else privacy.clipping_norm
+    return Upload(partial=partial, clipping_norm=norm, secure=secure)
+
+
+def _job(  # noqa: PLR0917 (one caller)
+    bundle: Bundle,
+    population: CheckedPopulation,
+    seed: int,
+    vectorise: bool | None,
+    workers: int | str,
+    progress: Progress,
+) -> tuple[Job, Worker, tuple[str, ...]]:
+    """The job, and a worker in this process: the first to see whether the model can be stacked."""
+    where: bytes | Path = Path(bundle.path)
+    if isinstance(workers, str):
+        where = Path(bundle.path).read_bytes()
+    job = Job(bundle=where, population=population, seed=seed, vectorise=vectorise is not False)
+    try:
+        return job, Worker(job), ()
+    except NotVectorisableError as error:
+        if vectorise:
+            raise
+        note = f"one client at a time, by the device runtime: {error}"
+        if progress.say is not None:
+            progress.say(note)
+        job = Job(bundle=where, population=population, seed=seed, vectorise=False)
+        return job, Worker(job), (note,)
+
+
+def _bank(fleet: Fleet, state_dir: Path | None, stack: ExitStack) -> ClientBank:
+    if state_dir is None:
+        state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rootlet-bank-")))
+    state_dir.mkdir(parents=True, exist_ok=True)
+    slots = [
+        Slot(spec.name, tuple(int(size or 0) for size in spec.shape))
+        for spec in fleet.bundle.manifest.optimizer_state
+    ]
+    return ClientBank(state_dir / "clients.bank", len(fleet.population), [*slots, Slot(STEPS, ())])
+
+
+def _promise(privacy: DevicePrivacy | None, epsilon: float) -> str:
+    if privacy is None:
+        return ""
+    spent = f"epsilon {epsilon:.3g}" if math.isfinite(epsilon) else "no bound (no noise)"
+    return (
+        f"{MODEL} differential privacy, {spent} at delta {privacy.delta:g}, unit one {UNIT}, "
+        f"neighbours {NEIGHBOURS}; the noise of a simulation protects nobody"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return {"kind": type(value).__name__, **asdict(value)} if is_dataclass(value) else value
