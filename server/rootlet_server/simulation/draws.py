@@ -27,14 +27,19 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def uniform(clients: Clients, *key: int) -> npt.NDArray[np.float64]:
-    """One number in (0, 1) for each client, fixed by the client and the key."""
+def bits(clients: Clients, *key: int) -> npt.NDArray[np.uint64]:
+    """64 bits for each client, fixed by the client and the key."""
     with np.errstate(over="ignore"):
         z = np.asarray(clients).astype(np.uint64)
         for part in key:
             z = _mix((z + _GOLDEN) ^ _mix(np.array([part], np.int64).astype(np.uint64) + _GOLDEN))
-        z = _mix(z + _GOLDEN)
-    result: npt.NDArray[np.float64] = ((z >> np.uint64(11)).astype(np.float64) + 0.5) * _UNIT
+        return _mix(z + _GOLDEN)
+
+
+def uniform(clients: Clients, *key: int) -> npt.NDArray[np.float64]:
+    """One number in (0, 1) for each client, fixed by the client and the key."""
+    z = bits(clients, *key) >> np.uint64(11)
+    result: npt.NDArray[np.float64] = (z.astype(np.float64) + 0.5) * _UNIT
     return result
 
 

@@ -22,6 +22,7 @@ from rootlet_runtime.batches import MAX_SEED
 from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE
 from rootlet_server.errors import SimulationConfigError
+from rootlet_server.simulation import draws
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,10 +96,11 @@ class ChunkResult:
     finite: npt.NDArray[np.bool_]
 
 
-def client_seed(seed: int, round_: int, client: int) -> int:
-    """The number that a client's ``fit`` draws for its order of examples in a round."""
-    rng = np.random.default_rng([seed, _ROUND_STREAM, round_, client])
-    return int(rng.integers(MAX_SEED))
+def client_seeds(seed: int, round_: int, clients: Sequence[int]) -> list[int]:
+    """The number that each client's ``fit`` draws for its order of examples in a round."""
+    drawn = draws.bits(np.array(clients, np.int64), seed, _ROUND_STREAM, round_)
+    found: list[int] = (drawn % np.uint64(MAX_SEED)).tolist()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,7 @@ def train_chunk(
         step: the stacked step.
         received: the adapter that the server sent.
         clients: each one's checked examples, at least one each.
-        seeds: of each one's order; see :func:`client_seed`.
+        seeds: of each one's order; see :func:`client_seeds`.
         training: what they are asked to do.
         state: optimiser state [K, ...] that clients kept from earlier rounds; None starts anew, as
             a device does.

@@ -7,12 +7,13 @@ machines as the bundle's own bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
 from rootlet_runtime.manifest import BASE_FILE
 from rootlet_server.errors import NotVectorisableError
@@ -20,8 +21,6 @@ from rootlet_server.simulation.graph_operators import OPERATORS, as_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
 
     from rootlet_runtime.bundle import Bundle
 
@@ -113,9 +112,10 @@ def load_graph(bundle: Bundle, role: str) -> TorchGraph:
             is_tensor = isinstance(value, onnx.TensorProto)
             array = onnx.numpy_helper.to_array(value) if is_tensor else np.asarray(value)
             constants[node.output[0]] = _constant(array)
+    nodes = _nodes([node for node in proto.node if node.op_type != "Constant"])
     return TorchGraph(
         role=role,
-        nodes=_nodes([node for node in proto.node if node.op_type != "Constant"], spec.outputs),
+        nodes=with_last_uses(fused(nodes, constants), spec.outputs),
         constants=constants,
         inputs=spec.inputs,
         outputs=spec.outputs,
@@ -130,24 +130,54 @@ def _constant(array: np.ndarray) -> Any:
     return torch.from_numpy(array.copy()).clone()  # torch's alignment: products repeat their bits
 
 
-def _nodes(protos: list[onnx.NodeProto], outputs: tuple[str, ...]) -> tuple[Node, ...]:
+def _nodes(protos: list[onnx.NodeProto]) -> list[Node]:
+    return [
+        Node(
+            operator=proto.op_type,
+            attributes={each.name: _attribute(each) for each in proto.attribute},
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            last_uses=(),
+        )
+        for proto in protos
+    ]
+
+
+def fused(nodes: list[Node], constants: Mapping[str, Any]) -> list[Node]:
+    """The derivative of a ReLU, ``where(x <= 0, 0, g)``, as the one operator that torch has."""
+    compared = {
+        node.outputs[0]: node.inputs[0]
+        for node in nodes
+        if node.operator == "LessOrEqual" and _is_zero(constants.get(node.inputs[1]))
+    }
+    result = []
+    for node in nodes:
+        mask = node.inputs[0] if node.operator == "Where" else ""
+        if mask in compared and _is_zero(constants.get(node.inputs[1])):
+            inputs = (node.inputs[2], compared[mask])
+            result.append(replace(node, operator="ReluGrad", inputs=inputs))
+        else:
+            result.append(node)
+    return result
+
+
+def with_last_uses(nodes: list[Node], outputs: tuple[str, ...]) -> tuple[Node, ...]:
+    """The nodes that somebody reads, each with the values that nobody reads after it."""
+    produced = {name for node in nodes for name in node.outputs}
     seen = set(outputs) | {""}
-    nodes: list[Node] = []
-    produced = {name for proto in protos for name in proto.output}
-    for proto in reversed(protos):
-        used = dict.fromkeys((*proto.input, *proto.output))
+    result = []
+    for node in reversed(nodes):
+        if not seen & set(node.outputs):
+            continue
+        used = dict.fromkeys((*node.inputs, *node.outputs))
         last = tuple(name for name in used if name not in seen and name in produced)
         seen |= used.keys()
-        nodes.append(
-            Node(
-                operator=proto.op_type,
-                attributes={each.name: _attribute(each) for each in proto.attribute},
-                inputs=tuple(proto.input),
-                outputs=tuple(proto.output),
-                last_uses=last,
-            )
-        )
-    return tuple(reversed(nodes))
+        result.append(replace(node, last_uses=last))
+    return tuple(reversed(result))
+
+
+def _is_zero(constant: Any) -> bool:
+    return isinstance(constant, Tensor) and constant.numel() == 1 and not constant.any()
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

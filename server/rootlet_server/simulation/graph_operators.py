@@ -366,6 +366,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(torch.sum),
     "ReduceSumSquare": _reduce(lambda x, dim, keepdim: x.square().sum(dim, keepdim)),
     "Relu": _unary(torch.relu),
+    "ReluGrad": lambda _, g, x: torch.ops.aten.threshold_backward(g, x, 0),
     "Reshape": _reshape,
     "Round": _unary(torch.round),
     "ScatterElements": _scatter_elements,

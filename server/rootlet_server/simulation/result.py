@@ -34,7 +34,8 @@ class RoundRecord:
         examples: that the answering clients trained on.
         loss: mean of theirs in their last epoch, weighted by examples; NaN where none answered.
         central_loss, central_metric: on held-out examples; NaN where there are none.
-        epsilon: spent so far; NaN without privacy.
+        epsilon: a bound on what is spent so far, by Renyi divergences; NaN without privacy. The
+            tighter figure of the whole simulation is in ``SimulationResult.privacy``.
         bytes_down, bytes_up: of adapters on the wire.
         virtual_s: virtual time at the end of the round.
         seconds: of wall time.

@@ -61,6 +61,16 @@ class Rounds(ABC):
     cohort_size: int | None
     journal: Journal
 
+    @property
+    def asked(self) -> int:
+        """Clients of a round, those that are asked beyond the cohort included."""
+        return math.ceil((self.cohort_size or 0) * self.fleet.pace.over_selection)
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability with which a device is asked in a private round."""
+        return self.asked / len(self.fleet.population)
+
     @abstractmethod
     def next(self, before: Position) -> tuple[dict[str, Any], Position]:
         """One round more: the values of its record, and where the simulation is then."""
@@ -122,18 +132,8 @@ class SynchronousRounds(Rounds):
         self.journal.clients(round_, columns)
         record = self.record(round_, columns, grid.now_s)
         if self.privacy is not None:
-            record["epsilon"] = self.privacy.epsilon(round_, self.sample_rate)
+            record["epsilon"] = self.privacy.epsilon_at_most(round_, self.sample_rate)
         return record, Position(round=round_, now_s=grid.now_s, adapter=adapter)
-
-    @property
-    def asked(self) -> int:
-        """Clients of a round, those that are asked beyond the cohort included."""
-        return math.ceil((self.cohort_size or 0) * self.fleet.pace.over_selection)
-
-    @property
-    def sample_rate(self) -> float:
-        """Probability with which a device is asked in a private round."""
-        return self.asked / len(self.fleet.population)
 
     def _grid(self, round_: int, note: Any) -> VectorGrid:
         finish = None

@@ -175,7 +175,7 @@ def simulate(
             chunk_size=chunk_size,
             vectorised=job.vectorise,
             metric=metric_name(opened),
-            privacy=_promise(privacy, journal.rounds[-1].epsilon),
+            privacy=_promise(privacy, position.round, loop.sample_rate),
             notes=notes,
         )
 
@@ -328,9 +328,10 @@ def _bank(fleet: Fleet, state_dir: Path | None, stack: ExitStack) -> ClientBank:
     return ClientBank(state_dir / "clients.bank", len(fleet.population), [*slots, Slot(STEPS, ())])
 
 
-def _promise(privacy: DevicePrivacy | None, epsilon: float) -> str:
+def _promise(privacy: DevicePrivacy | None, rounds: int, sample_rate: float) -> str:
     if privacy is None:
         return ""
+    epsilon = privacy.epsilon(rounds, sample_rate)
     spent = f"epsilon {epsilon:.3g}" if math.isfinite(epsilon) else "no bound (no noise)"
     return (
         f"{MODEL} differential privacy, {spent} at delta {privacy.delta:g}, unit one {UNIT}, "

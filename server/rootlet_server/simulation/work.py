@@ -18,7 +18,7 @@ from rootlet_server.errors import NotVectorisableError
 from rootlet_server.simulation.device_engine import DeviceEngine
 from rootlet_server.simulation.engine import (
     ChunkResult,
-    client_seed,
+    client_seeds,
     measured,
     one_thread,
     train_chunk,
@@ -134,7 +134,7 @@ class Worker:
         examples = list(loaded.values())
         if task.training is None:
             return self._evaluate(task, examples)
-        seeds = [client_seed(self._job.seed, task.round, client) for client in task.clients]
+        seeds = client_seeds(self._job.seed, task.round, task.clients)
         if self.step is not None:
             state = task.state
             result = train_chunk(
