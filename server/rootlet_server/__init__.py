@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
     from rootlet_server.federation import ServeConfig, ServeResult, serve
+    from rootlet_server.simulation import SimulationResult, simulate
 
 _MODULES = {
     "CompileConfig": "rootlet_server.compiler",
     "LoraConfig": "rootlet_server.compiler",
     "ServeConfig": "rootlet_server.federation",
     "ServeResult": "rootlet_server.federation",
+    "SimulationResult": "rootlet_server.simulation",
     "compile_bundle": "rootlet_server.compiler",
     "serve": "rootlet_server.federation",
+    "simulate": "rootlet_server.simulation",
 }
 
 __all__ = [
@@ -25,8 +28,10 @@ __all__ = [
     "LoraConfig",
     "ServeConfig",
     "ServeResult",
+    "SimulationResult",
     "compile_bundle",
     "serve",
+    "simulate",
 ]
 
 

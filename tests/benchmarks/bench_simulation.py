@@ -6,9 +6,9 @@
 The task: clients of 20 to 60 examples with 64 features, one epoch in batches of 10, an MLP of
 102,090 frozen parameters with adapters of rank 4 (A calibrated and frozen, B and the head learn:
 5,514 numbers), float32, backpropagation. Peers train the same numbers by eager torch. A round is
-everything from the server's request to the new adapter: sampling, training, averaging. The two take
-turns; each ratio is between neighbours. ``--peer none`` measures without one: ``--grow`` the cost by
-cohort, ``--million`` by population, and the peak memory of the process.
+everything from the server's request to the new adapter: sampling, training, averaging. The two
+take turns; each ratio is between neighbours. ``--peer none`` measures without one: ``--grow`` the
+cost by cohort, ``--million`` by population, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rootlet_server.compiler.learner import float_a
 from rootlet_server.simulation.crews import OwnCrew, hire
 from rootlet_server.simulation.engine import LocalTraining
 from rootlet_server.simulation.fleet import Fleet
-from rootlet_server.simulation.grid import EACH, VectorGrid
+from rootlet_server.simulation.grid import EACH
 from rootlet_server.simulation.journal import Journal, Position
 from rootlet_server.simulation.population import ArrayPopulation, SampledPopulation, fit_to_bundle
 from rootlet_server.simulation.replies import in_a_run

@@ -49,7 +49,7 @@ class Task:
         return torch.from_numpy(np.array(self.x[mine])), torch.from_numpy(np.array(self.y[mine]))
 
 
-def save_task(  # noqa: PLR0917
+def save_task(
     folder: Path, x: np.ndarray, y: np.ndarray, starts: np.ndarray, model: nn.Module,
     scaled_a: Mapping[str, Tensor], head: str,
 ) -> None:  # fmt: skip
@@ -149,7 +149,9 @@ def pfl_round(folder: Path, cohort: np.ndarray) -> Callable[[], None]:
 
         def metrics(self, x: Tensor, y: Tensor, eval: bool = False) -> dict[str, Any]:  # noqa: A002
             del eval
-            return {"loss": Weighted(F.cross_entropy(self.net(x), y, reduction="sum").item(), len(x))}
+            return {
+                "loss": Weighted(F.cross_entropy(self.net(x), y, reduction="sum").item(), len(x))
+            }
 
     model = Model()
     wrapped = PyTorchModel(

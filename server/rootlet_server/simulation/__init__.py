@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     )
     from rootlet_server.simulation.privacy import DevicePrivacy
     from rootlet_server.simulation.result import SimulationResult
-    from rootlet_server.simulation.serve_app import run_server_app
     from rootlet_server.simulation.run import Progress, simulate
+    from rootlet_server.simulation.serve_app import run_server_app
     from rootlet_server.simulation.sources import (
         PartitionerPopulation,
         from_hugging_face,

@@ -5,8 +5,8 @@ Rows are read and written by client number; pages of clients that never took par
 and on most file systems no disk.
 
 A round's rows are staged in a file beside the bank, and enter the bank only after the round's
-checkpoint is written. A kill leaves the rows of the last finished round: staged rows of a round that
-the checkpoint knows are applied, those of any other are dropped.
+checkpoint is written. A kill leaves the rows of the last finished round: staged rows of a round
+that the checkpoint knows are applied, those of any other are dropped.
 """
 
 from __future__ import annotations

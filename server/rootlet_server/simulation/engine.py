@@ -298,7 +298,8 @@ def measured(
     Args:
         step: the stacked step.
         adapter: one for all where ``shared``, else [K, ...] by name.
-        x, y: the clients' examples one after the other, encoded.
+        x: the clients' examples one after the other, encoded.
+        y: their labels.
         sizes: examples of each client.
         shared: whether one adapter serves all.
     """

@@ -97,15 +97,14 @@ def load_graph(bundle: Bundle, role: str) -> TorchGraph:
     base = bundle.entry(BASE_FILE)
     constants: dict[str, Any] = {}
     for tensor in proto.initializer:
+        stored = onnx.TensorProto()
+        stored.CopyFrom(tensor)
         if tensor.name in external:
             where = external[tensor.name]
-            stored = onnx.TensorProto()
-            stored.CopyFrom(tensor)
             stored.ClearField("external_data")
             stored.data_location = onnx.TensorProto.DEFAULT
             stored.raw_data = bytes(base[where.offset : where.offset + where.length])
-            tensor = stored
-        constants[tensor.name] = _constant(onnx.numpy_helper.to_array(tensor))
+        constants[tensor.name] = _constant(onnx.numpy_helper.to_array(stored))
     for node in proto.node:
         if node.op_type == "Constant":
             (value,) = (onnx.helper.get_attribute_value(each) for each in node.attribute)

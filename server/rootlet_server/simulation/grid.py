@@ -251,9 +251,7 @@ class VectorGrid(Grid):
         metrics = {"num-examples": int(row["examples"]), "loss": row["loss"]}
         return replies.evaluate_reply(message, metrics | {name: row["received"]})
 
-    def _part(
-        self, asked: Asked, chunk: ChunkReply, by_client: Mapping[int, Message]
-    ) -> Message:
+    def _part(self, asked: Asked, chunk: ChunkReply, by_client: Mapping[int, Message]) -> Message:
         """One answer for a chunk: the weighted mean, weighing as much as all its clients."""
         columns, mean = chunk.columns, (chunk.partial or _NO_SUM).mean(None)
         keep = _counted(columns)

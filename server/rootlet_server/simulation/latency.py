@@ -78,7 +78,8 @@ class Latency:
         Args:
             clients: their numbers.
             examples: that each one trains on, all epochs together.
-            bytes_down, bytes_up: of the adapter and its envelope.
+            bytes_down: of the adapter and its envelope.
+            bytes_up: the same, back.
             round_: the round, for what is drawn anew.
         """
 

@@ -90,14 +90,10 @@ class Outcome:
 
 def everybody(count: int) -> Outcome:
     """Everybody answers at once: a world without time."""
-    return Outcome(
-        status=np.full(count, OK, object), seconds=np.zeros(count), round_s=0.0
-    )
+    return Outcome(status=np.full(count, OK, object), seconds=np.zeros(count), round_s=0.0)
 
 
-def outcome(
-    pace: Pace, seconds: npt.NDArray[np.float64], lost: npt.NDArray[np.bool_]
-) -> Outcome:
+def outcome(pace: Pace, seconds: npt.NDArray[np.float64], lost: npt.NDArray[np.bool_]) -> Outcome:
     """Who answers in time.
 
     Args:
@@ -121,7 +117,7 @@ def outcome(
     return Outcome(status=status, seconds=seconds, round_s=round_s)
 
 
-def timed(
+def timed(  # noqa: PLR0917 (one caller)
     latency: Latency | None,
     pace: Pace,
     clients: Clients,

@@ -86,9 +86,7 @@ class DevicePrivacy:
         """The same by Renyi divergences: a looser bound, cheap enough for every round."""
         return self._charged(rounds, sample_rate, epsilon_by_rdp)
 
-    def _charged(
-        self, rounds: int, sample_rate: float, charge: Callable[..., float]
-    ) -> float:
+    def _charged(self, rounds: int, sample_rate: float, charge: Callable[..., float]) -> float:
         if self.noise_multiplier == 0:
             return math.inf
         if rounds == 0:

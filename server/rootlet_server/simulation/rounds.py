@@ -75,7 +75,7 @@ class Rounds(ABC):
     def next(self, before: Position) -> tuple[dict[str, Any], Position]:
         """One round more: the values of its record, and where the simulation is then."""
 
-    def resume(self, position: Position) -> None:
+    def resume(self, position: Position) -> None:  # noqa: B027 (most have nothing to take up)
         """Goes on from a saved position."""
 
     def configured(self, round_: int, adapter: Adapter, grid: VectorGrid) -> list[Any]:
@@ -96,7 +96,9 @@ class Rounds(ABC):
         good = columns["status"] == OK
         weights = columns["examples"][good]
         asked, each = len(columns["client"]), self.fleet.bytes_each
-        loss = float(np.average(columns["loss"][good], weights=weights)) if len(weights) else math.nan
+        loss = (
+            float(np.average(columns["loss"][good], weights=weights)) if len(weights) else math.nan
+        )
         return {
             "round": round_, "asked": asked, **counts, "examples": int(weights.sum()),
             "loss": loss, "bytes_down": asked * each,
@@ -234,7 +236,10 @@ class BufferedRounds(Rounds):
         begin = now_s + chosen.waited_s
         self.flights += [
             _Flight(
-                client=int(c), version=version, begun_s=begin, ends_s=begin + float(s),
+                client=int(c),
+                version=version,
+                begun_s=begin,
+                ends_s=begin + float(s),
                 lost=bool(gone),
             )
             for c, s, gone in zip(clients, seconds, lost, strict=True)
@@ -307,7 +312,10 @@ class BufferedRounds(Rounds):
         self.started = int(saved["started"])
         self.flights = [
             _Flight(
-                client=int(c), version=int(v), begun_s=float(begun), ends_s=float(ends),
+                client=int(c),
+                version=int(v),
+                begun_s=float(begun),
+                ends_s=float(ends),
                 lost=bool(gone),
             )
             for (c, v, gone), (begun, ends) in zip(saved["flights"], saved["times"], strict=True)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.errors import NotVectorisableError, SimulationConfigError
 from rootlet_server.simulation.availability import Availability
@@ -40,7 +39,6 @@ from rootlet_server.simulation.work import Job, Worker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy.typing as npt
     from flwr.serverapp.strategy import Strategy
 
     from rootlet_server.compiler import CompiledBundle
@@ -129,7 +127,7 @@ def simulate(
     with ExitStack() as stack:
         opened = _opened(bundle, stack)
         population = fit_to_bundle(clients, opened.manifest)
-        training = training or _defaults(opened)
+        training = training or default_training(opened)
         _check_cohort(cohort_size, len(population), strategy, pace, privacy)
         upload = _upload(strategy, privacy, secure_aggregation, cohort_size or len(population),
                          pre_aggregate, pace, workers)  # fmt: skip
@@ -220,7 +218,8 @@ def _opened(bundle: Bundle | CompiledBundle, stack: ExitStack) -> Bundle:
     return stack.enter_context(Bundle.load(bundle.path, trusted_keys=[], allow_unsigned=True))
 
 
-def _defaults(bundle: Bundle) -> LocalTraining:
+def default_training(bundle: Bundle) -> LocalTraining:
+    """What the bundle's manifest says of training."""
     own = bundle.manifest.training
     size = min(own.batch_size, bundle.manifest.max_batch)
     return LocalTraining(epochs=own.epochs, batch_size=size, learning_rate=own.learning_rate)

@@ -69,7 +69,7 @@ class StackedStep:
             values["teacher_weight"] = torch.zeros_like(w)
         graph = self.graphs["train"]
         # a plain function: vmap takes the repr of anything else, with all its tensors
-        stacked = torch.func.vmap(lambda given: graph(given))
+        stacked = torch.func.vmap(lambda given: graph(given))  # noqa: PLW0108
         found = stacked({name: values[name] for name in graph.inputs})
         return (
             found["loss"],
@@ -85,7 +85,9 @@ class StackedStep:
 
         Args:
             adapter: [K, ...] by name; without K where it is ``shared`` by all clients.
-            x, y, w: as for :meth:`train`.
+            x: as for :meth:`train`.
+            y: as for :meth:`train`.
+            w: as for :meth:`train`.
             shared: whether one adapter serves all.
         """
         batch = {"x": x, "y": y, "w": w}

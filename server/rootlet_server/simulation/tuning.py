@@ -1,7 +1,7 @@
 """The chunk size: how many clients at once are fastest, for this model on this machine.
 
-Few clients leave time between operators; many leave the cache. Which is worse depends on both, so it
-is measured once and remembered: a second run must cut the cohort as the first did, for sums of
+Few clients leave time between operators; many leave the cache. Which is worse depends on both, so
+it is measured once and remembered: a second run must cut the cohort as the first did, for sums of
 floating-point numbers depend on how they are cut.
 """
 

@@ -138,7 +138,7 @@ def _signed(value: npt.NDArray[np.int64], secure: SecureAggregation) -> npt.NDAr
     return signed
 
 
-def sum_up(
+def sum_up(  # noqa: PLR0917 (one caller)
     upload: Upload,
     adapter: Mapping[str, Tensor],
     received: Arrays,
