@@ -89,7 +89,7 @@ def train_client(model: nn.Module, x: Tensor, y: Tensor, epochs: int = 1) -> flo
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 torch._foreach_add_(parameters, gradients, alpha=-RATE)
-    return float(loss)
+    return loss.item()
 
 
 def loop_round(folder: Path, cohort: np.ndarray) -> Callable[[], None]:

@@ -4,8 +4,8 @@ Both sides compute in float32 in a different order of additions. One step moves 
 of at most a few hundred products, whose relative rounding is at most n 2^-24 with n below 1,000;
 over S steps that is S n 2^-24 < 10^-3 of what the adapter moved, and mostly far less, for rounding
 errors do not all point the same way. The bound used is 2e-5 of the largest movement. An int8 base
-rounds rows of activations by ``round(x / s)`` on both sides; where x / s falls within rounding of a
-half, the two may differ by one step of 1/127 of the row's maximum. A model of width 24 has few rows,
+rounds rows of activations by ``round(x / s)`` on both sides; where x / s falls within rounding of
+a half, the two may differ by one step of 1/127 of the row's maximum. A small model has few rows,
 and such ties are rare: its bound is 100 times the other's.
 """
 
