@@ -33,8 +33,8 @@ from simulation_peers import BATCH, RATE, flower_apps, loop_round, pfl_round, sa
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
 from rootlet_server.compiler.learner import float_a
+from rootlet_server.simulation.batching import LocalTraining
 from rootlet_server.simulation.crews import OwnCrew, hire
-from rootlet_server.simulation.engine import LocalTraining
 from rootlet_server.simulation.fleet import Fleet
 from rootlet_server.simulation.grid import EACH
 from rootlet_server.simulation.journal import Journal, Position

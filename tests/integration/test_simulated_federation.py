@@ -14,8 +14,8 @@ from rootlet_server.federation.events import EventLog
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.rounds import RoundLoop
 from rootlet_server.simulation import LocalTraining, by_user, simulate
+from rootlet_server.simulation.batching import client_seeds
 from rootlet_server.simulation.crews import OwnCrew
-from rootlet_server.simulation.engine import client_seeds
 from rootlet_server.simulation.fleet import Fleet
 from rootlet_server.simulation.grid import VectorGrid
 from rootlet_server.simulation.population import fit_to_bundle

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rootlet_server.simulation.availability import Always, Diurnal, Recorded
-    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.fleet import Fleet
     from rootlet_server.simulation.grid import VectorGrid
     from rootlet_server.simulation.latency import Latency
@@ -38,7 +38,7 @@ _MODULES = {
     "Fleet": "fleet",
     "Latency": "latency",
     "LazyPopulation": "population",
-    "LocalTraining": "engine",
+    "LocalTraining": "batching",
     "Pace": "pace",
     "PartitionerPopulation": "sources",
     "Progress": "run",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rootlet_runtime.bundle import Bundle
-    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.population import Examples
 
     Arrays = Mapping[str, npt.NDArray[Any]]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rootlet_runtime.bundle import Bundle
     from rootlet_server.simulation.availability import Availability
     from rootlet_server.simulation.bank import ClientBank
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.crews import Crew
-    from rootlet_server.simulation.engine import LocalTraining
     from rootlet_server.simulation.latency import Latency
     from rootlet_server.simulation.population import CheckedPopulation
     from rootlet_server.simulation.uploads import Upload
@@ -93,12 +93,21 @@ class Fleet:
         tasks = (self._task(part, round_, arrays, training, upload) for part in parts if len(part))
         for reply in self.crew.map(tasks):
             if self.bank is not None and reply.state is not None:
-                own = reply.columns["client"][: len(next(iter(reply.state.values())))]
-                taken = self.bank.read(own, [STEPS])[STEPS] + reply.columns["steps"][: len(own)]
-                self.bank.stage(own, {**reply.state, STEPS: taken.astype(np.float32)})
+                self._keep(self.bank, reply.columns, reply.state)
             if self.on_chunk is not None:
                 self.on_chunk(len(reply.columns["client"]))
             yield reply
+
+    def _keep(self, bank: ClientBank, columns: Arrays, state: Arrays) -> None:
+        """Notes the state of those whose training came out finite; the others keep theirs."""
+        trained = columns["examples"] > 0
+        good = columns["finite"][trained].astype(bool)
+        own = columns["client"][trained][good].astype(np.int64)
+        if not len(own):
+            return
+        steps = bank.read(own, [STEPS])[STEPS] + columns["steps"][trained][good]
+        kept = {name: value[good] for name, value in state.items()}
+        bank.stage(own, {**kept, STEPS: steps.astype(np.float32)})
 
     def examples(self, clients: Clients, training: LocalTraining) -> npt.NDArray[np.int64]:
         """How many examples each client trains on, epochs included."""

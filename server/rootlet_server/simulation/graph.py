@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rootlet_runtime.manifest import BASE_FILE
 from rootlet_server.errors import NotVectorisableError
-from rootlet_server.simulation.graph_operators import OPERATORS, as_tensor
+from rootlet_server.simulation.graph_operators import OPERATORS
+from rootlet_server.simulation.graph_shapes import as_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rootlet_server.simulation import graph_shapes as shapes
 from rootlet_server.simulation import graph_windows as windows
+from rootlet_server.simulation.graph_shapes import SIZES, as_tensor, axes_of, ints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,17 +29,6 @@ DTYPES = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool,
     11: torch.float64,
 }  # fmt: skip
-SIZES = np.ndarray
-
-
-def _ints(value: Any) -> list[int]:
-    return [int(each) for each in np.asarray(value).reshape(-1)]
-
-
-def _axes(a: Attributes, given: Any) -> list[int] | None:
-    if given is not None:
-        return _ints(given)
-    return _ints(a["axes"]) if "axes" in a else None
 
 
 def _elementwise(torch_function: Operator, numpy_function: Operator) -> Operator:
@@ -49,11 +40,6 @@ def _elementwise(torch_function: Operator, numpy_function: Operator) -> Operator
         return torch_function(*(as_tensor(each) for each in inputs))
 
     return operator
-
-
-def as_tensor(value: Any) -> Tensor:
-    """A size as a tensor; a tensor as it is."""
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
@@ -71,7 +57,7 @@ def _fold(function: Operator) -> Operator:
 
 def _reduce(function: Operator) -> Operator:
     def operator(a: Attributes, x: Tensor, axes: Any = None) -> Tensor:
-        chosen = _axes(a, axes)
+        chosen = axes_of(a, axes)
         if chosen is None:
             if a.get("noop_with_empty_axes", 0):
                 return x
@@ -84,102 +70,6 @@ def _reduce(function: Operator) -> Operator:
 
 def _reduce_log_sum_exp(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
     return x.logsumexp(dim, keepdim)
-
-
-def _reshape(a: Attributes, x: Any, shape: Any) -> Any:
-    wanted = _ints(shape)
-    if not a.get("allowzero", 0):
-        wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return x.reshape(wanted)
-
-
-def _transpose(a: Attributes, x: Tensor) -> Tensor:
-    return x.permute(a.get("perm", list(range(x.dim()))[::-1]))
-
-
-def _unsqueeze(a: Attributes, x: Any, axes: Any = None) -> Any:
-    chosen = _axes(a, axes) or []
-    rank = len(x.shape) + len(chosen)
-    for axis in sorted(each % rank for each in chosen):
-        x = np.expand_dims(x, axis) if isinstance(x, SIZES) else x.unsqueeze(axis)
-    return x
-
-
-def _squeeze(a: Attributes, x: Any, axes: Any = None) -> Any:
-    chosen = _axes(a, axes)
-    rank = len(x.shape)
-    if chosen is None:
-        chosen = [i for i, size in enumerate(x.shape) if size == 1]
-    for axis in sorted((each % rank for each in chosen), reverse=True):
-        x = np.squeeze(x, axis) if isinstance(x, SIZES) else x.squeeze(axis)
-    return x
-
-
-def _expand(_: Attributes, x: Any, shape: Any) -> Tensor:
-    x = as_tensor(x)
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(_ints(shape))))
-
-
-def _concat(a: Attributes, *parts: Any) -> Any:
-    if all(isinstance(part, SIZES) for part in parts):
-        return np.concatenate([np.atleast_1d(part) for part in parts], a["axis"])
-    return torch.cat([as_tensor(part) for part in parts], a["axis"])
-
-
-def _split(a: Attributes, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
-    axis = a.get("axis", 0)
-    if sizes is not None:
-        return x.split(_ints(sizes), axis)
-    return x.chunk(a["num_outputs"], axis)
-
-
-def _slice(
-    _: Attributes, x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None
-) -> Any:
-    first, last = _ints(starts), _ints(ends)
-    chosen = list(range(len(first))) if axes is None else _ints(axes)
-    strides = [1] * len(first) if steps is None else _ints(steps)
-    window = [slice(None)] * len(x.shape)
-    for axis, start, end, step in zip(chosen, first, last, strides, strict=True):
-        if step < 0:
-            raise NotImplementedError("Slice backwards")
-        window[axis] = slice(start, end, step)
-    return x[tuple(window)]
-
-
-def _gather(a: Attributes, x: Any, indices: Any) -> Any:
-    axis = a.get("axis", 0)
-    if isinstance(x, SIZES) and isinstance(indices, SIZES):
-        return np.take(x, indices, axis)
-    x = as_tensor(x)
-    if isinstance(indices, SIZES) and indices.ndim == 0:
-        return x.select(axis, int(indices))
-    index = as_tensor(indices).long()
-    if axis == 0 and x.dim() == 2:
-        return F.embedding(index, x)
-    flat = x.index_select(axis, index.reshape(-1))
-    axis %= x.dim()
-    return flat.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
-
-
-def _gather_elements(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(a.get("axis", 0), index.long())
-
-
-def _scatter_elements(a: Attributes, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-    axis, how = a.get("axis", 0), a.get("reduction", "none")
-    if how == "add":
-        return x.scatter_add(axis, index.long(), updates)
-    if how != "none":
-        raise NotImplementedError(f"ScatterElements with reduction {how}")
-    return x.scatter(axis, index.long(), updates)
-
-
-def _constant_of_shape(a: Attributes, shape: Any) -> Any:
-    value = np.zeros(1, np.float32) if "value" not in a else a["value"]
-    if value.dtype == np.int64 and len(_ints(shape)) <= 1:
-        return np.full(_ints(shape), value[0])
-    return torch.full(_ints(shape), value.item(), dtype=torch.from_numpy(value).dtype)
 
 
 def _cast(a: Attributes, x: Any) -> Any:
@@ -242,8 +132,8 @@ def _dequantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = N
 def _pad(a: Attributes, x: Tensor, pads: Any, value: Any = None, axes: Any = None) -> Tensor:
     if a.get("mode", "constant") != "constant":
         raise NotImplementedError("Pad in another mode than constant")
-    amounts, rank = _ints(pads), x.dim()
-    chosen = list(range(rank)) if axes is None else [each % rank for each in _ints(axes)]
+    amounts, rank = ints(pads), x.dim()
+    chosen = list(range(rank)) if axes is None else [each % rank for each in ints(axes)]
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(chosen):
         before[axis], after[axis] = amounts[i], amounts[i + len(chosen)]
@@ -308,8 +198,8 @@ OPERATORS: dict[str, Operator] = {
     "Ceil": _unary(torch.ceil),
     "Celu": lambda a, x: F.celu(x, a.get("alpha", 1.0)),
     "Clip": _clip,
-    "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
+    "Concat": shapes.concat,
+    "ConstantOfShape": shapes.constant_of_shape,
     "Conv": windows.convolve,
     "ConvInteger": windows.convolve_integer,
     "ConvTranspose": windows.convolve_transposed,
@@ -322,11 +212,11 @@ OPERATORS: dict[str, Operator] = {
     "Equal": _elementwise(torch.eq, np.equal),
     "Erf": _unary(torch.erf),
     "Exp": _unary(torch.exp),
-    "Expand": _expand,
+    "Expand": shapes.expand,
     "Flatten": lambda a, x: x.reshape(math.prod(x.shape[: a.get("axis", 1)]), -1),
     "Floor": _unary(torch.floor),
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
+    "Gather": shapes.gather,
+    "GatherElements": shapes.gather_elements,
     "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", "none")),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x.mean(list(range(2, x.dim())), keepdim=True),
@@ -367,9 +257,9 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSumSquare": _reduce(lambda x, dim, keepdim: x.square().sum(dim, keepdim)),
     "Relu": _unary(torch.relu),
     "ReluGrad": lambda _, g, x: torch.ops.aten.threshold_backward(g, x, 0),
-    "Reshape": _reshape,
+    "Reshape": shapes.reshape,
     "Round": _unary(torch.round),
-    "ScatterElements": _scatter_elements,
+    "ScatterElements": shapes.scatter_elements,
     "Selu": _unary(F.selu),
     "Shape": _shape,
     "Sigmoid": _unary(torch.sigmoid),
@@ -377,20 +267,20 @@ OPERATORS: dict[str, Operator] = {
     "Sin": _unary(torch.sin),
     "Sinh": _unary(torch.sinh),
     "Size": lambda _, x: np.array(math.prod(x.shape), np.int64),
-    "Slice": _slice,
+    "Slice": shapes.window,
     "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
     "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign),
-    "Split": _split,
+    "Split": shapes.split,
     "Sqrt": _unary(torch.sqrt),
-    "Squeeze": _squeeze,
+    "Squeeze": shapes.squeeze,
     "Sub": _elementwise(torch.sub, np.subtract),
     "Sum": _fold(torch.add),
     "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
-    "Tile": lambda _, x, repeats: as_tensor(x).repeat(_ints(repeats)),
-    "Transpose": _transpose,
+    "Tile": lambda _, x, repeats: as_tensor(x).repeat(ints(repeats)),
+    "Transpose": shapes.transpose,
     "Trilu": _trilu,
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": shapes.unsqueeze,
     "Where": lambda _, c, x, y: torch.where(as_tensor(c).bool(), as_tensor(x), as_tensor(y)),
 }

@@ -17,9 +17,9 @@ from flwr.supercore.run import Run
 from rootlet import protocol
 from rootlet_server.errors import PreAggregationError, SimulationConfigError
 from rootlet_server.simulation import replies
+from rootlet_server.simulation.columns import counted, joined, means
 from rootlet_server.simulation.pace import DIVERGED, EMPTY, LOST, OK, timed
 from rootlet_server.simulation.uploads import Partial, Upload
-from rootlet_server.simulation.work import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -186,7 +186,7 @@ class VectorGrid(Grid):
             replies.failure(by_client[client], *_REASONS[LOST])
             for client in clients[outcome.status == LOST].tolist()
         ]
-        together = _joined(columns)
+        together = joined(columns)
         if upload.partial:
             answers += self._failures(together, by_client)
         if total is not None and self._finish is not None:
@@ -196,11 +196,9 @@ class VectorGrid(Grid):
 
     def _time(self, asked: Asked, clients: npt.NDArray[np.int64]) -> Outcome:
         """Who answers in time; the virtual clock goes on."""
-        fleet = self._fleet
-        examples = clients * 0
-        if fleet.latency is not None and asked.training is not None:
-            examples = fleet.examples(clients, asked.training)
-        latency = fleet.latency if asked.training is not None else None
+        fleet, examples, latency = self._fleet, clients * 0, None
+        if self._fleet.latency is not None and asked.training is not None:
+            latency, examples = fleet.latency, fleet.examples(clients, asked.training)
         self.outcome = timed(
             latency, fleet.pace, clients, examples, (fleet.bytes_each,) * 2, asked.round
         )
@@ -254,9 +252,9 @@ class VectorGrid(Grid):
     def _part(self, asked: Asked, chunk: ChunkReply, by_client: Mapping[int, Message]) -> Message:
         """One answer for a chunk: the weighted mean, weighing as much as all its clients."""
         columns, mean = chunk.columns, (chunk.partial or _NO_SUM).mean(None)
-        keep = _counted(columns)
+        keep = counted(columns)
         adapter = {name: value.astype(np.float32) for name, value in mean.items()}
-        metrics = _means(columns, keep, asked, replies.metric_name(self._fleet.bundle))
+        metrics = means(columns, keep, asked, replies.metric_name(self._fleet.bundle))
         first = int(columns["client"][keep][0])
         return replies.train_reply(by_client[first], adapter, metrics)
 
@@ -264,9 +262,9 @@ class VectorGrid(Grid):
         self, asked: Asked, total: Partial, columns: Columns, by_client: Mapping[int, Message]
     ) -> Message:
         """One answer for everybody: what a server sees that cannot see single updates."""
-        keep = _counted(columns)
+        keep = counted(columns)
         adapter = (self._finish or _refuse)(total, asked.received)
-        metrics = _means(columns, keep, asked, replies.metric_name(self._fleet.bundle))
+        metrics = means(columns, keep, asked, replies.metric_name(self._fleet.bundle))
         return replies.train_reply(by_client[int(columns["client"][keep][0])], adapter, metrics)
 
     def _failures(self, columns: Columns, by_client: Mapping[int, Message]) -> list[Message]:
@@ -305,28 +303,3 @@ def _refuse(*_: Any) -> dict[str, Any]:
 
 def _status(row: Mapping[str, Any]) -> str:
     return DIVERGED if row["examples"] else EMPTY
-
-
-def _counted(columns: Columns) -> npt.NDArray[np.bool_]:
-    keep: npt.NDArray[np.bool_] = (columns["examples"] > 0) & columns["finite"].astype(bool)
-    return keep
-
-
-def _means(
-    columns: Columns, keep: npt.NDArray[np.bool_], asked: Asked, metric: str
-) -> dict[str, float]:
-    weights = columns["examples"][keep].astype(np.float64)
-    names = {"loss": "loss"}
-    if asked.training is not None and asked.training.measure:
-        names |= {"received": f"{metric}_received", "trained": f"{metric}_trained"}
-    means = {
-        told: float(np.average(columns[name][keep].astype(np.float64), weights=weights))
-        for name, told in names.items()
-    }
-    return {"num-examples": int(weights.sum()), **means}
-
-
-def _joined(columns: list[Columns]) -> Columns:
-    if not columns:
-        return {name: np.empty(0) for name in COLUMNS}
-    return {name: np.concatenate([each[name] for each in columns]) for name in COLUMNS}

@@ -134,10 +134,11 @@ class SampledPopulation:
             )
         if self.alpha is not None and not self.alpha > 0:
             raise PopulationError(f"alpha {self.alpha}: must be positive; 0.1 to 1 is usual")
-        classes, counts = np.unique(self.y, return_counts=True)
-        by_class = np.split(np.argsort(self.y, kind="stable"), np.cumsum(counts)[:-1])
-        object.__setattr__(self, "_by_class", by_class if self.alpha is not None else [])
-        del classes
+        by_class: list[npt.NDArray[np.int64]] = []
+        if self.alpha is not None:
+            _, counts = np.unique(self.y, return_counts=True)
+            by_class = np.split(np.argsort(self.y, kind="stable"), np.cumsum(counts)[:-1])
+        object.__setattr__(self, "_by_class", by_class)
 
     def __len__(self) -> int:
         return self.clients

@@ -18,7 +18,7 @@ from rootlet.flower import from_record_dict, to_record_dict
 from rootlet.participant import DEFAULT_LIMITS
 from rootlet_runtime.energy import count_work
 from rootlet_server.errors import SimulationConfigError
-from rootlet_server.simulation.engine import LocalTraining
+from rootlet_server.simulation.batching import LocalTraining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
@@ -10,13 +11,17 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.errors import NotVectorisableError, SimulationConfigError
 from rootlet_server.simulation.availability import Availability
 from rootlet_server.simulation.bank import ClientBank, Slot
+from rootlet_server.simulation.batching import LocalTraining
+from rootlet_server.simulation.buffered import BufferedRounds
 from rootlet_server.simulation.central import CentralTest
+from rootlet_server.simulation.checks import check_cohort, choose_upload
 from rootlet_server.simulation.crews import OwnCrew, hire
-from rootlet_server.simulation.engine import LocalTraining
 from rootlet_server.simulation.fleet import STEPS, Fleet
 from rootlet_server.simulation.journal import Journal, Position
 from rootlet_server.simulation.pace import Pace
@@ -24,16 +29,10 @@ from rootlet_server.simulation.population import fit_to_bundle
 from rootlet_server.simulation.privacy import MODEL, NEIGHBOURS, UNIT, DevicePrivacy
 from rootlet_server.simulation.replies import in_a_run, metric_name
 from rootlet_server.simulation.result import RoundRecord, SimulationResult
-from rootlet_server.simulation.rounds import BufferedRounds, Rounds, SynchronousRounds
-from rootlet_server.simulation.strategies import (
-    averages,
-    default_strategy,
-    require_averaging,
-    restore,
-    state_of,
-)
+from rootlet_server.simulation.rounds import Rounds, SynchronousRounds
+from rootlet_server.simulation.strategies import default_strategy, restore, state_of
 from rootlet_server.simulation.tuning import remembered_chunk_size
-from rootlet_server.simulation.uploads import SecureAggregation, Upload
+from rootlet_server.simulation.uploads import SecureAggregation
 from rootlet_server.simulation.work import Job, Worker
 
 if TYPE_CHECKING:
@@ -128,9 +127,11 @@ def simulate(
         opened = _opened(bundle, stack)
         population = fit_to_bundle(clients, opened.manifest)
         training = training or default_training(opened)
-        _check_cohort(cohort_size, len(population), strategy, pace, privacy)
-        upload = _upload(strategy, privacy, secure_aggregation, cohort_size or len(population),
-                         pre_aggregate, pace, workers)  # fmt: skip
+        check_cohort(cohort_size, len(population), strategy, pace, privacy)
+        upload = choose_upload(
+            strategy, privacy, secure_aggregation, cohort_size or len(population), pre_aggregate,
+            pace, workers,
+        )  # fmt: skip
         job, own, notes = _job(opened, population, seed, vectorise, workers, progress)
         if keep_optimizer and not job.vectorise:
             raise SimulationConfigError(
@@ -147,7 +148,8 @@ def simulate(
         )  # fmt: skip
         identity = {
             "manifest": opened.manifest_sha256, "population": len(population), "seed": seed,
-            "cohort": cohort_size, "strategy": type(strategy).__name__, "chunk": chunk_size,
+            "examples": _fingerprint(population), "cohort": cohort_size,
+            "strategy": type(strategy).__name__, "chunk": chunk_size,
             "vectorise": job.vectorise, "upload": asdict(upload), "keep": keep_optimizer,
             **{name: _plain(value) for name, value in (
                 ("privacy", privacy), ("latency", latency), ("pace", pace),
@@ -225,72 +227,6 @@ def default_training(bundle: Bundle) -> LocalTraining:
     return LocalTraining(epochs=own.epochs, batch_size=size, learning_rate=own.learning_rate)
 
 
-def _check_cohort(
-    cohort: int | None, population: int, strategy: Strategy, pace: Pace,
-    privacy: DevicePrivacy | None,
-) -> None:  # fmt: skip
-    asked = population if cohort is None else math.ceil(cohort * pace.over_selection)
-    if cohort is not None and cohort < 1:
-        raise SimulationConfigError(f"cohort_size {cohort}: must be at least 1")
-    if asked > population:
-        raise SimulationConfigError(
-            f"cohort_size {cohort} at over_selection {pace.over_selection:g} asks {asked} clients "
-            f"and the population has {population}; lower one of them"
-        )
-    fraction = getattr(strategy, "fraction_train", 1.0)
-    if cohort is not None and fraction != 1.0:
-        raise SimulationConfigError(
-            f"cohort_size {cohort} and the strategy's fraction_train {fraction} both choose the "
-            "cohort; leave one of them out"
-        )
-    if cohort is None and (privacy is not None or pace.buffer_size is not None):
-        raise SimulationConfigError(
-            "privacy and buffered rounds need cohort_size: the simulator draws the cohort itself"
-        )
-    if privacy is not None and pace.buffer_size is not None:
-        raise SimulationConfigError(
-            "privacy and buffer_size: the accountant knows Poisson cohorts, not buffers; leave "
-            "one of them out"
-        )
-
-
-def _upload(  # noqa: PLR0917 (one caller)
-    strategy: Strategy,
-    privacy: DevicePrivacy | None,
-    secure: SecureAggregation | None,
-    cohort: int,
-    pre_aggregate: bool | None,
-    pace: Pace,
-    workers: int | str,
-) -> Upload:
-    if privacy is not None or secure is not None:
-        if pace.buffer_size is not None:
-            raise SimulationConfigError("secure_aggregation and buffer_size exclude each other")
-        what = "privacy" if privacy is not None else "secure aggregation"
-        require_averaging(strategy, f"under {what} a server sees a sum only")
-    if secure is not None:
-        bound = secure.bound or (None if privacy is None else privacy.clipping_norm)
-        if bound is None:
-            raise SimulationConfigError(
-                "secure_aggregation without privacy needs bound: where a value saturates"
-            )
-        secure = SecureAggregation(**{**asdict(secure), "bound": bound})
-        # a Poisson cohort exceeds its mean by ten deviations less than once in 10^23
-        secure.check_cohort(math.ceil(cohort * pace.over_selection + 10 * math.sqrt(cohort)))
-    if pre_aggregate:
-        require_averaging(strategy, "pre_aggregate=True answers with averages of chunks")
-    if pre_aggregate and pace.buffer_size is not None:
-        raise SimulationConfigError("pre_aggregate and buffer_size exclude each other")
-    wanted = averages(strategy) if pre_aggregate is None else pre_aggregate
-    partial = privacy is not None or secure is not None or wanted
-    if pace.buffer_size is not None:
-        partial = False
-    if isinstance(workers, str) and not partial:
-        require_averaging(strategy, "Ray actors return sums only")
-    norm = None if privacy is None else privacy.clipping_norm
-    return Upload(partial=partial, clipping_norm=norm, secure=secure)
-
-
 def _job(  # noqa: PLR0917 (one caller)
     bundle: Bundle,
     population: CheckedPopulation,
@@ -336,6 +272,16 @@ def _promise(privacy: DevicePrivacy | None, rounds: int, sample_rate: float) -> 
         f"{MODEL} differential privacy, {spent} at delta {privacy.delta:g}, unit one {UNIT}, "
         f"neighbours {NEIGHBOURS}; the noise of a simulation protects nobody"
     )
+
+
+def _fingerprint(population: CheckedPopulation) -> str:
+    """Of a few clients' examples: enough to see that a state directory is another population's."""
+    digest = hashlib.sha256()
+    last = len(population) - 1
+    for client in sorted({0, last // 2, last}):
+        for array in population.examples(client):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

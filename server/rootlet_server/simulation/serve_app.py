@@ -17,7 +17,7 @@ from rootlet_server.simulation.work import Job
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
-    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.population import Population
 
 

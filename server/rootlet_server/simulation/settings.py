@@ -14,7 +14,7 @@ from rootlet.data import load_npz
 from rootlet_server.errors import SimulationConfigError
 from rootlet_server.simulation import partitions
 from rootlet_server.simulation.availability import Diurnal, Recorded
-from rootlet_server.simulation.engine import LocalTraining
+from rootlet_server.simulation.batching import LocalTraining
 from rootlet_server.simulation.latency import Latency
 from rootlet_server.simulation.pace import Pace
 from rootlet_server.simulation.population import SampledPopulation

@@ -23,7 +23,7 @@ from rootlet_server.simulation.work import ChunkTask
 
 if TYPE_CHECKING:
     from rootlet_runtime.bundle import Bundle
-    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.population import CheckedPopulation
     from rootlet_server.simulation.work import Worker
 

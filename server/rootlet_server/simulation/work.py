@@ -15,14 +15,9 @@ import torch
 
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.errors import NotVectorisableError
+from rootlet_server.simulation.batching import client_seeds
 from rootlet_server.simulation.device_engine import DeviceEngine
-from rootlet_server.simulation.engine import (
-    ChunkResult,
-    client_seeds,
-    measured,
-    one_thread,
-    train_chunk,
-)
+from rootlet_server.simulation.engine import ChunkResult, measured, one_thread, train_chunk
 from rootlet_server.simulation.step import load_step
 from rootlet_server.simulation.uploads import Partial, Upload, sum_up
 
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from rootlet_server.simulation.engine import LocalTraining
+    from rootlet_server.simulation.batching import LocalTraining
     from rootlet_server.simulation.population import CheckedPopulation, Examples
     from rootlet_server.simulation.step import StackedStep
 

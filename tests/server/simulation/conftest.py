@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rootlet_runtime.bundle import Bundle
-from rootlet_server.simulation.engine import LocalTraining
+from rootlet_server.simulation.batching import LocalTraining
 from rootlet_server.simulation.population import ArrayPopulation
 
 TRAINING = LocalTraining(epochs=2, batch_size=8, learning_rate=0.05)

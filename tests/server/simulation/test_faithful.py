@@ -17,7 +17,7 @@ from torch import nn
 from rootlet_runtime import signing
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
-from rootlet_server.simulation.engine import LocalTraining, client_seeds, plan_batches
+from rootlet_server.simulation.batching import LocalTraining, client_seeds, plan_batches
 from rootlet_server.simulation.population import SampledPopulation, fit_to_bundle
 from rootlet_server.simulation.uploads import Upload
 from rootlet_server.simulation.work import ChunkTask, Job, Worker

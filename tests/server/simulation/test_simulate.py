@@ -24,7 +24,7 @@ from rootlet_server.simulation import (
     run_server_app,
     simulate,
 )
-from rootlet_server.simulation.engine import client_seeds
+from rootlet_server.simulation.batching import client_seeds
 from rootlet_server.simulation.population import ArrayPopulation
 from rootlet_server.simulation.result import read_clients, read_rounds
 
