@@ -116,8 +116,9 @@ class RayCrew:
     """
 
     def __init__(self, job: Job, address: str, size: int | None = None) -> None:
-        import ray  # noqa: PLC0415 (an extra)
+        import ray as library  # noqa: PLC0415 (an extra)
 
+        ray: Any = library  # half of it is typed
         self._ray = ray
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address == _RAY_LOCAL:
@@ -132,7 +133,7 @@ class RayCrew:
             self.size = size or max(1, int(ray.cluster_resources().get("CPU", 1)))
             packed = ray.put(_packed(job))
             actor = ray.remote(num_cpus=1)(_RayWorker)
-            self._actors = [actor.remote(packed) for _ in range(self.size)]
+            self._actors: list[Any] = [actor.remote(packed) for _ in range(self.size)]
         except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
             raise WorkerError(f"{address}: Ray cannot be reached ({error})") from error
 

@@ -158,7 +158,8 @@ def _instance_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Ten
     shape = [-1, *[1] * len(dims)]
     centred = x - x.mean(dims, keepdim=True)
     inverse = (centred.square().mean(dims, keepdim=True) + a.get("epsilon", 1e-5)).rsqrt()
-    return centred * inverse * scale.reshape(shape) + bias.reshape(shape)
+    normalised: Tensor = centred * inverse * scale.reshape(shape) + bias.reshape(shape)
+    return normalised
 
 
 def _arg_max(a: Attributes, x: Tensor) -> Tensor:

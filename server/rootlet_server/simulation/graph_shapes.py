@@ -69,8 +69,8 @@ def squeeze(a: Attributes, x: Any, axes: Any = None) -> Any:
 
 def expand(_: Attributes, x: Any, shape: Any) -> Tensor:
     """Expand."""
-    x = as_tensor(x)
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(ints(shape))))
+    values = as_tensor(x)
+    return values.expand(torch.broadcast_shapes(tuple(values.shape), tuple(ints(shape))))
 
 
 def concat(a: Attributes, *parts: Any) -> Any:
@@ -83,9 +83,9 @@ def concat(a: Attributes, *parts: Any) -> Any:
 def split(a: Attributes, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
     """Split."""
     axis = a.get("axis", 0)
-    if sizes is not None:
-        return x.split(ints(sizes), axis)
-    return x.chunk(a["num_outputs"], axis)
+    if sizes is None:
+        return tuple(x.chunk(a["num_outputs"], axis))
+    return tuple(torch.split(x, ints(sizes), axis))
 
 
 def window(

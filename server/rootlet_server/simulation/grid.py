@@ -155,7 +155,7 @@ class VectorGrid(Grid):
             asked = replies.read_request(messages[0], fleet.bundle, fleet.training)
         except replies.Refused as refused:
             error = refused.error
-            return [replies.failure(each, error.code, error.reason) for each in messages]
+            return [replies.failure(each, error.code, str(error.reason)) for each in messages]
         clients = np.array([message.metadata.dst_node_id - 1 for message in messages], np.int64)
         by_client = dict(zip(clients.tolist(), messages, strict=True))
         if len(by_client) < len(messages):

@@ -136,7 +136,7 @@ class Journal:
             "adapter": position.adapter, "strategy": position.strategy, "more": position.more,
         }  # fmt: skip
         arrays = {
-            f"{group}|{name}": np.ascontiguousarray(value)
+            f"{group}|{name}": np.array(value, order="C")
             for group, own in groups.items()
             for name, value in own.items()
         }

@@ -48,7 +48,7 @@ class ViewedArray(Array):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The array as an .npy file."""
-        found: bytes = Array(np.ascontiguousarray(self._values)).data
+        found: bytes = Array(np.ascontiguousarray(self.numpy())).data
         return found
 
     def numpy(self) -> npt.NDArray[Any]:
@@ -193,16 +193,16 @@ def failure(message: Message, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=message)
 
 
-def train_reply(message: Message, adapter: Arrays, metrics: dict[str, float]) -> Message:
+def train_reply(message: Message, adapter: Arrays, metrics: Mapping[str, float]) -> Message:
     """A stock client's answer: one array record and one metric record."""
     arrays = ArrayRecord({name: ViewedArray(value) for name, value in adapter.items()})
-    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)
 
 
-def evaluate_reply(message: Message, metrics: dict[str, float]) -> Message:
+def evaluate_reply(message: Message, metrics: Mapping[str, float]) -> Message:
     """A stock client's answer to a request to evaluate."""
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
 
 
 def native_train_reply(

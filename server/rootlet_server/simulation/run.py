@@ -285,4 +285,6 @@ def _fingerprint(population: CheckedPopulation) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return {"kind": type(value).__name__, **asdict(value)} if is_dataclass(value) else value
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {"kind": type(value).__name__, **asdict(value)}

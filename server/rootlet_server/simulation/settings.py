@@ -30,13 +30,13 @@ STRATEGIES = (
     "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedMedian", "FedTrimmedAvg", "FedYogi",
     "Krum", "MultiKrum",
 )  # fmt: skip
-KINDS = {
+KINDS: dict[str, Any] = {
     "by_label": partitions.by_label,
     "by_user": partitions.by_user,
     "dirichlet": partitions.dirichlet,
     "iid": partitions.iid,
 }
-_PLAIN = {
+_PLAIN: dict[str, Any] = {
     "bundle": str, "trusted_keys": list, "rounds": int, "cohort_size": int, "seed": int,
     "workers": (int, str), "keep_optimizer": bool, "pre_aggregate": bool, "chunk_size": int,
     "vectorise": bool, "test": str,
@@ -139,12 +139,13 @@ def _population(section: dict[str, Any], base: Path) -> Population:
         return population
     if isinstance(shift.get("picture"), list):
         shift["picture"] = tuple(shift["picture"])
-    return _made(
+    shifted: Population = _made(
         lambda **own: partitions.Shifted(population=population, **own), shift, "population.shift"
     )
+    return shifted
 
 
-def _availability(section: dict[str, Any], base: Path) -> Diurnal | Recorded:
+def _availability(section: dict[str, Any], base: Path) -> Any:
     kind = section.pop("kind", None)
     if kind == "diurnal":
         return _made(Diurnal, section, "availability")
@@ -166,7 +167,10 @@ def _strategy(section: Any) -> flower.Strategy | None:
         )
     defaults = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 1,
                 "min_available_nodes": 1}  # fmt: skip
-    return _made(lambda **own: getattr(flower, name)(**(defaults | own)), options, "strategy")
+    made: flower.Strategy = _made(
+        lambda **own: getattr(flower, name)(**(defaults | own)), options, "strategy"
+    )
+    return made
 
 
 def _made(kind: Callable[..., Any], section: dict[str, Any], name: str) -> Any:

@@ -106,7 +106,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._bundle, self._folder = _open(job.bundle)
+        self._bundle = _open(job.bundle)
         self.step: StackedStep | None = None
         self._device: DeviceEngine | None = None
         if job.vectorise:
@@ -218,11 +218,11 @@ def _reply(task: ChunkTask, result: ChunkResult, seeds: list[int]) -> ChunkReply
     return ChunkReply(columns=columns, partial=partial, state=kept)
 
 
-def _open(bundle: bytes | Path) -> tuple[Bundle, Any]:
+def _open(bundle: bytes | Path) -> Bundle:
     """The bundle was verified by who made the job: here it is only read again."""
     if isinstance(bundle, Path):
-        return Bundle.load(bundle, trusted_keys=[], allow_unsigned=True), None
-    folder = tempfile.TemporaryDirectory(prefix="rootlet-simulation-")
-    path = Path(folder.name) / "simulated.rootlet"
-    path.write_bytes(bundle)
-    return Bundle.load(path, trusted_keys=[], allow_unsigned=True), folder
+        return Bundle.load(bundle, trusted_keys=[], allow_unsigned=True)
+    with tempfile.NamedTemporaryFile(prefix="rootlet-simulation-", suffix=".rootlet") as file:
+        file.write(bundle)
+        file.flush()
+        return Bundle.load(file.name, trusted_keys=[], allow_unsigned=True)  # mapped: it stays
