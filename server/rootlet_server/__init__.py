@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         compile_bundle,
     )
     from rootlet_server.federation import ServeConfig, ServeResult, serve
+    from rootlet_server.simulation import SimulationResult, simulate
 
 _MODULES = {
     "BlockBudget": "rootlet_server.compiler",
@@ -27,9 +28,11 @@ _MODULES = {
     "PrivacyConfig": "rootlet_server.compiler",
     "ServeConfig": "rootlet_server.federation",
     "ServeResult": "rootlet_server.federation",
+    "SimulationResult": "rootlet_server.simulation",
     "TrainingConfig": "rootlet_server.compiler",
     "compile_bundle": "rootlet_server.compiler",
     "serve": "rootlet_server.federation",
+    "simulate": "rootlet_server.simulation",
 }
 
 __all__ = [
@@ -40,9 +43,11 @@ __all__ = [
     "PrivacyConfig",
     "ServeConfig",
     "ServeResult",
+    "SimulationResult",
     "TrainingConfig",
     "compile_bundle",
     "serve",
+    "simulate",
 ]
 
 

@@ -2,17 +2,24 @@
 
 ```
 RootletError                       (rootlet_runtime.errors)
-└── FederationError                rounds could not be run
-    ├── ServeConfigError           a setting outside its bounds
-    │   └── PublicAddressError     a public address without TLS and node authentication
-    ├── FlowerVersionError         flwr is not the version whose wire this release speaks
-    ├── CertificateError           TLS files that cannot be read or do not fit the address
-    ├── NodeKeyError               a device key that is not a P-256, P-384 or P-521 public key
-    ├── SuperLinkError             the SuperLink did not start, or died
-    ├── RunError                   the ServerApp ended before its last round
-    ├── NotEnoughDevicesError      too few devices came, or too few answered
-    ├── ReplyError                 a device's reply that may not be aggregated
-    └── RoundCheckpointError       a round checkpoint that is damaged or of another bundle
+├── FederationError                rounds could not be run
+│   ├── ServeConfigError           a setting outside its bounds
+│   │   └── PublicAddressError     a public address without TLS and node authentication
+│   ├── FlowerVersionError         flwr is not the version whose wire this release speaks
+│   ├── CertificateError           TLS files that cannot be read or do not fit the address
+│   ├── NodeKeyError               a device key that is not a P-256, P-384 or P-521 public key
+│   ├── SuperLinkError             the SuperLink did not start, or died
+│   ├── RunError                   the ServerApp ended before its last round
+│   ├── NotEnoughDevicesError      too few devices came, or too few answered
+│   ├── ReplyError                 a device's reply that may not be aggregated
+│   └── RoundCheckpointError       a round checkpoint that is damaged or of another bundle
+└── SimulationError                a simulation could not be run
+    ├── SimulationConfigError      a setting outside its bounds, or two that exclude each other
+    ├── PopulationError            clients whose examples cannot be used
+    ├── NotVectorisableError       a model that cannot be stacked
+    ├── PreAggregationError        a strategy for which partial averages are not the same
+    ├── WorkerError                a worker process or Ray actor died
+    └── SimulationStateError       saved state that is damaged or of another simulation
 ```
 """
 
@@ -61,3 +68,31 @@ class ReplyError(FederationError, ValueError):
 
 class RoundCheckpointError(FederationError):
     """A round checkpoint is damaged, or belongs to another bundle."""
+
+
+class SimulationError(RootletError):
+    """A simulation could not be run."""
+
+
+class SimulationConfigError(SimulationError, ValueError):
+    """A setting of a simulation is outside its bounds, or excludes another."""
+
+
+class PopulationError(SimulationError, ValueError):
+    """Clients whose examples cannot be used."""
+
+
+class NotVectorisableError(SimulationError):
+    """A model cannot be stacked: its clients are simulated one at a time, or not at all."""
+
+
+class PreAggregationError(SimulationError, ValueError):
+    """A strategy does not give the same result from averages of parts."""
+
+
+class WorkerError(SimulationError):
+    """A worker process or Ray actor died."""
+
+
+class SimulationStateError(SimulationError):
+    """Saved state is damaged, or belongs to another simulation."""

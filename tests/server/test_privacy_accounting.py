@@ -64,6 +64,11 @@ def test_fits_compose():
     assert epsilon([half, spent(1, 10, 25)], DELTA) < expected
 
 
+def test_a_device_is_charged_as_an_example_is():
+    whole = spent(0.1, 1, 10)
+    assert epsilon([replace(whole, unit="device")], DELTA) == epsilon([whole], DELTA)
+
+
 def test_nothing_costs_nothing():
     assert epsilon([], DELTA) == epsilon([spent(1, 5, 0)], DELTA) == 0
 
@@ -76,8 +81,10 @@ def test_the_noise_for_a_budget_meets_it_and_no_more():
 
 def test_what_cannot_be_accounted_for_is_refused():
     good = spent(0.1, 1, 10)
-    with pytest.raises(AccountingError, match="unit 'device'"):
-        epsilon([replace(good, unit="device")], DELTA)
+    with pytest.raises(AccountingError, match="unit 'household'"):
+        epsilon([replace(good, unit="household")], DELTA)
+    with pytest.raises(AccountingError, match="device and example"):
+        epsilon([good, replace(good, unit="device")], DELTA)
     with pytest.raises(AccountingError, match="replace-one"):
         epsilon([replace(good, neighbours="replace-one")], DELTA)
     for wrong in ({"sample_rate": 1.5}, {"noise_multiplier": 0.0}, {"steps": -1}):

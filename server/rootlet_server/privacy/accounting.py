@@ -1,7 +1,8 @@
 """What private steps have spent: epsilon at a delta, by Google's dp-accounting.
 
-The privacy unit is one example, and each step is a Gaussian mechanism on a Poisson sample.
-Neighbouring data sets differ by one example more or less; where a replay buffer took part, by one
+The privacy unit is one example, or one device in a round of a federation, and each step is a
+Gaussian mechanism on a Poisson sample of units; what is charged together has one unit.
+Neighbouring data sets differ by one unit more or less; where a replay buffer took part, by one
 that is replaced by one that adds nothing (zero-out), for which the privacy loss is the same: a sum
 with and without one clipped term. A step that holds the one bound holds the other: both compose.
 
@@ -27,7 +28,7 @@ from rootlet_runtime.private_report import ADD_OR_REMOVE, ZERO_OUT, PrivacySpent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-UNIT, NEIGHBOURS = "example", (ADD_OR_REMOVE, ZERO_OUT)
+UNITS, NEIGHBOURS = ("example", "device"), (ADD_OR_REMOVE, ZERO_OUT)
 _RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 SMALLEST_NOISE, LARGEST_NOISE = 0.1, 1e4
 TOLERANCE = 1e-4
@@ -101,7 +102,13 @@ def _epsilon(
 ) -> float:
     if not 0 < delta < 1:
         raise AccountingError(f"delta {delta}: must lie in 0..1, both excluded; 1e-5 is usual")
-    for each in spent:
+    charged = list(spent)
+    if len(units := sorted({each.unit for each in charged})) > 1:
+        raise AccountingError(
+            f"units {' and '.join(units)}: epsilons of different units are not added; charge each "
+            "on its own"
+        )
+    for each in charged:
         event = _event(each)
         if each.steps:
             accountant.compose(event, each.steps)
@@ -109,10 +116,10 @@ def _epsilon(
 
 
 def _event(spent: PrivacySpent) -> dp_event.DpEvent:
-    if spent.unit != UNIT or spent.neighbours not in NEIGHBOURS:
+    if spent.unit not in UNITS or spent.neighbours not in NEIGHBOURS:
         raise AccountingError(
             f"unit {spent.unit!r}, neighbours {spent.neighbours!r}: this accountant charges "
-            f"{UNIT!r} under {' or '.join(map(repr, NEIGHBOURS))} only"
+            f"{' and '.join(map(repr, UNITS))} under {' or '.join(map(repr, NEIGHBOURS))} only"
         )
     if not (0 < spent.sample_rate <= 1 and spent.noise_multiplier > 0 and spent.steps >= 0):
         raise AccountingError(f"{spent}: rates lie in 0..1, noise is positive, steps are counted")

@@ -1,0 +1,184 @@
+"""A simulated update is the one that a device computes: same bundle, same examples, same order.
+
+Both sides compute in float32 in a different order of additions. One step moves an adapter by a sum
+of at most a few hundred products, whose relative rounding is at most n 2^-24 with n below 1,000;
+over S steps that is S n 2^-24 < 10^-3 of what the adapter moved, and mostly far less, for rounding
+errors do not all point the same way. The bound used is 2e-5 of the largest movement. An int8 base
+rounds rows of activations by ``round(x / s)`` on both sides; where x / s falls within rounding of
+a half, the two may differ by one step of 1/127 of the row's maximum. A small model has few rows,
+and such ties are rare: its bound is 100 times the other's.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rootlet_runtime import signing
+from rootlet_runtime.bundle import Bundle
+from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
+from rootlet_server.simulation.batching import LocalTraining, client_seeds, plan_batches
+from rootlet_server.simulation.population import SampledPopulation, fit_to_bundle
+from rootlet_server.simulation.uploads import Upload
+from rootlet_server.simulation.work import ChunkTask, Job, Worker
+
+CLASSES = 5
+FLOAT32, INT8 = 2e-5, 2e-3
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 1), nn.GELU(), nn.Flatten(), nn.Linear(128, CLASSES),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Attention(nn.Module):
+    """One pre-norm block over embedded tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(30, 16), nn.LayerNorm(16)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        h = self.norm(x)
+        weights = (self.q(h) @ self.k(h).transpose(1, 2) / 4).softmax(-1)
+        return self.head((x + self.out(weights @ self.v(h))).mean(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, CLASSES))
+
+
+def floats(*shape):
+    return lambda n: torch.randn(n, *shape)
+
+
+FAMILIES = {
+    "mlp dfa int8, adam": (mlp, floats(12), {"rule": "dfa", "optimizer": "adam"}, INT8),
+    "convolutions backprop float32": (
+        Convolutions, floats(1, 8, 8), {"rule": "backprop", "base_dtype": "float32"}, FLOAT32,
+    ),
+    "attention dfa float32": (
+        Attention, lambda n: torch.randint(0, 30, (n, 6)),
+        {"rule": "dfa", "base_dtype": "float32"}, FLOAT32,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    make, inputs, options, bound = FAMILIES[request.param]
+    torch.manual_seed(2)
+    x = inputs(120)
+    folder = tmp_path_factory.mktemp("family")
+    key, _ = signing.generate_keypair()
+    config = CompileConfig(
+        **{"optimizer": "sgd", **options}, max_batch=16, adapter=LoraConfig(rank=2)
+    )
+    compiled = compile_bundle(
+        make().eval(), calibration_x=x[:32], config=config, name="family", version=1,
+        signing_key=key, out=folder / "family.rootlet",
+    )  # fmt: skip
+    y = np.random.default_rng(1).integers(0, CLASSES, len(x))
+    with Bundle.load(compiled.path, trusted_keys=[key.public_key()]) as bundle:
+        yield bundle, x.numpy(), y, bound
+
+
+def both(bundle, population, task):
+    fitted = fit_to_bundle(population, bundle.manifest)
+    return [
+        Worker(Job(bundle=bundle.path, population=fitted, seed=4, vectorise=vectorise)).run(task)
+        for vectorise in (True, False)
+    ]
+
+
+def check_equal(bundle, population, training, bound):
+    received = bundle.initial_adapter()
+    task = ChunkTask(
+        clients=tuple(range(len(population))), round=3, received=received, training=training,
+        upload=Upload(partial=False),
+    )  # fmt: skip
+    ours, device = both(bundle, population, task)
+    moved = max(np.abs(device.adapters[name] - received[name]).max() for name in received)
+    assert moved > 1e-3  # something was learnt
+    for name in received:
+        np.testing.assert_allclose(
+            ours.adapters[name], device.adapters[name], rtol=0, atol=bound * moved
+        )
+    for name in ("client", "examples", "steps", "finite"):
+        np.testing.assert_array_equal(ours.columns[name], device.columns[name])
+    np.testing.assert_allclose(ours.columns["loss"], device.columns["loss"], rtol=bound)
+    for name in ("metric", "received", "trained"):
+        np.testing.assert_allclose(ours.columns[name], device.columns[name], atol=1e-6)
+    return ours
+
+
+@pytest.mark.slow
+def test_every_family_of_models_learns_as_its_device_does(family):
+    bundle, x, y, bound = family
+    population = SampledPopulation(x=x, y=y, clients=7, smallest=1, largest=30, seed=3)
+    training = LocalTraining(epochs=2, batch_size=8, learning_rate=0.02, measure=True)
+    check_equal(bundle, population, training, bound)
+
+
+def test_ragged_clients_of_the_default_bundle(bundle, population, training):
+    measured = LocalTraining(
+        epochs=training.epochs, batch_size=training.batch_size,
+        learning_rate=training.learning_rate, measure=True,
+    )  # fmt: skip
+    ours = check_equal(bundle, population, measured, INT8)
+    assert ours.columns["steps"].tolist() == [
+        training.epochs * -(-n // 8) for n in ours.columns["examples"]
+    ]
+
+
+def test_another_order_of_examples_is_another_update(bundle, population, training):
+    """The comparison above can fail: a wrong seed is seen."""
+    fitted = fit_to_bundle(population, bundle.manifest)
+    found = []
+    for seed in (4, 5):
+        worker = Worker(Job(bundle=bundle.path, population=fitted, seed=seed, vectorise=True))
+        task = ChunkTask(
+            clients=(2,), round=3, received=bundle.initial_adapter(), training=training,
+            upload=Upload(partial=False),
+        )  # fmt: skip
+        found.append(worker.run(task).adapters)
+    assert any(np.abs(found[0][name] - found[1][name]).max() > 1e-4 for name in found[0])
+
+
+def test_batches_by_hand():
+    """Three clients of 3, 2 and 1 examples, batches of 2, two epochs: steps 4, 2, 2."""
+    training = LocalTraining(epochs=2, batch_size=2, learning_rate=1.0)
+    plan = plan_batches([3, 2, 1], [7, 8, 9], training)
+    assert plan.steps.tolist() == [4, 2, 2]
+    assert [plan.active(step) for step in range(4)] == [3, 3, 1, 1]
+    assert plan.counts.tolist() == [[2, 2, 1], [1, 2, 1], [2, 0, 0], [1, 0, 0]]
+    assert plan.weights.sum((1, 2)).tolist() == [5, 4, 2, 1]
+    first = [np.random.default_rng([7, epoch]).permutation(3) for epoch in (0, 1)]
+    assert plan.rows[0, 0].tolist() == first[0][:2].tolist()
+    assert plan.rows[1, 0].tolist() == [first[0][2]] * 2  # padded with its first row
+    assert plan.rows[2, 0].tolist() == first[1][:2].tolist()
+    assert plan.rows[:2, 2].tolist() == [[5, 5], [5, 5]]  # the third client's only example
+    assert plan.last_epoch[:, 0].tolist() == [False, False, True, True]
+    # of 4 steps ceil(0.1 x 4) = 1 warms up, at 1/2 of the rate; of 2 steps also one
+    assert plan.rates[:, 0].tolist() == [0.5, 1, 1, 1]
+    assert plan.rates[:2, 1].tolist() == [0.5, 1]
+
+
+def test_seeds_belong_to_the_round_and_the_client():
+    one = client_seeds(1, 1, [0, 1, 2, 1_000_000])
+    assert len(set(one)) == 4
+    assert all(0 <= seed < 2**63 for seed in one)
+    assert client_seeds(1, 1, [2, 0]) == [one[2], one[0]]
+    assert not set(one) & set(client_seeds(1, 2, [0, 1, 2])) | set(one) & set(
+        client_seeds(2, 1, [0, 1, 2])
+    )
