@@ -51,7 +51,7 @@ class Averages:
             for value, p in zip(self.values, self._parameters, strict=True):
                 value.copy_(p)
         else:
-            self._fold(self.values, [p.detach() for p in self._parameters], self.count)  # type: ignore[no-untyped-call]
+            self._fold(self.values, [p.detach() for p in self._parameters], self.count)
         self.count += 1
 
     @contextmanager

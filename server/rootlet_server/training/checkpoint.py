@@ -4,8 +4,8 @@
         shard-….safetensors           what each process holds, written by all at once
         state.json                    step, skeleton of the optimiser, run, SHA-256 of every shard
 
-Nothing in it is pickled. A run may go on with other numbers of processes or another strategy: shards
-are put together by name. What a crash left unfinished is called ``….partial`` and is removed.
+Nothing in it is pickled. A run may go on with another number of processes or another strategy:
+shards are put together by name. What a crash left unfinished is called ``….partial`` and is removed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_server.training.errors import BaseCheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from rootlet_server.training.engine import Engine
@@ -74,7 +82,8 @@ def save(
             partial.mkdir(parents=True)
         engine.barrier()
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        dcp.save(_contiguous(tensors), storage_writer=writer, no_dist=engine.world == 1)
+        with _without_warning():
+            save_sharded(_contiguous(tensors), storage_writer=writer, no_dist=engine.world == 1)
         if engine.rank == 0:
             _seal(partial, final, step=step, run=run, plain=plain)
             for old in checkpoints(folder)[:-keep]:
@@ -85,6 +94,14 @@ def save(
             f"{partial}: {error.strerror}; free space, or give a folder that can be written"
         ) from error
     return final
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Torch warns of the absence of processes also where none are asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,8 +161,8 @@ def read_header(path: Path, run: dict[str, Any]) -> Header:
             raise BaseCheckpointError(f"{path / name} is not what was written. {_remedy(path)}")
     if header.run != run:
         raise BaseCheckpointError(
-            f"{path} is of another run: {_difference(header.run, run)}. Start in another folder, or "
-            "put that back."
+            f"{path} is of another run: {_difference(header.run, run)}. Start in another folder, "
+            "or put that back."
         )
     return header
 
@@ -168,12 +185,10 @@ def load_tensors(path: Path, engine: Engine, tensors: dict[str, Tensor]) -> None
     Raises:
         BaseCheckpointError: the shards do not hold them.
     """
+    reader = HuggingFaceStorageReader(str(path))
     try:
-        dcp.load(
-            tensors,
-            storage_reader=HuggingFaceStorageReader(str(path)),
-            no_dist=engine.world == 1,
-        )
+        with _without_warning():
+            load_sharded(tensors, storage_reader=reader, no_dist=engine.world == 1)
     except Exception as error:
         raise BaseCheckpointError(
             f"{path} does not fit this model ({type(error).__name__}: {error}). {_remedy(path)}"

@@ -6,15 +6,9 @@ parameter, and keeps the difference (Karimireddy et al. 2019, EF-signSGD):
     p = g + e,   sent = mean|p| sign(p),   e <- p - sent,   g <- mean over processes of sent
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import torch.distributed as dist
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 BITS = 8
 
@@ -51,9 +45,13 @@ class SignCompression:
 
     @staticmethod
     def hook(
-        state: SignCompression, bucket: dist.GradBucket
+        state: "SignCompression",
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> torch.futures.Future[torch.Tensor]:
-        """Average one bucket of gradients over all processes."""
+        """Average one bucket of gradients over all processes.
+
+        torch reads this signature: the annotations must be the classes themselves.
+        """
         errors = [state.errors[state._names[id(p)]] for p in bucket.parameters()]
         corrected = [g + e for g, e in zip(bucket.gradients(), errors, strict=True)]
         scales = torch.stack([p.abs().mean() for p in corrected])

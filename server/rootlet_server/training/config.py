@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal, get_args
 
 from rootlet_server.training.errors import FullTrainingConfigError
@@ -295,10 +295,11 @@ class FullTrainingConfig:
     def describe(self) -> dict[str, object]:
         """What decides the trajectory, for telling one run's checkpoint from another's."""
         skipped = ("engine", "checkpoint_every", "keep", "log_every", "evaluate_every")
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in skipped}
+        names = [f.name for f in fields(self) if f.name not in skipped]
+        return {name: _plain(getattr(self, name)) for name in names}
 
 
 def _plain(value: object) -> object:
-    if hasattr(value, "__dataclass_fields__"):
+    if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return dict(value) if isinstance(value, Mapping) else value

@@ -42,14 +42,14 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def hessian_product(model: nn.Module, task: str, x: Tensor, y: Tensor) -> MatVec:
-    """v -> H v on a batch; the graph of the gradient is built once and kept."""
+    """V -> H v on a batch; the graph of the gradient is built once and kept."""
     parameters = list(trained(model).values())
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # fused attention has one derivative
         loss = example_losses(task, model(x), y).mean()
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)
 
     def product(v: Vector) -> Vector:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             found = torch.autograd.grad(
                 dot(gradient, v), parameters, retain_graph=True, allow_unused=True
             )
@@ -60,7 +60,7 @@ def hessian_product(model: nn.Module, task: str, x: Tensor, y: Tensor) -> MatVec
 
 
 def gauss_newton_product(model: nn.Module, task: str, x: Tensor) -> MatVec:
-    """v -> G v on a batch; J v is the derivative of ``<J^T u, v>`` by u."""
+    """V -> G v on a batch; J v is the derivative of ``<J^T u, v>`` by u."""
     parameters = list(trained(model).values())
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         z_NK = model(x).float()
@@ -68,7 +68,7 @@ def gauss_newton_product(model: nn.Module, task: str, x: Tensor) -> MatVec:
         pulled = torch.autograd.grad(z_NK, parameters, u_NK, create_graph=True)
 
     def product(v: Vector) -> Vector:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             (change_NK,) = torch.autograd.grad(dot(pulled, v), u_NK, retain_graph=True)
             curved = loss_curvature(task, z_NK.detach(), change_NK) / len(z_NK)
             return list(torch.autograd.grad(z_NK, parameters, curved, retain_graph=True))

@@ -60,7 +60,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.y)
 
-    def batches(self, rows: Sequence[Tensor], workers: int) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+    def batches(self, rows: Sequence[Tensor], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) of each set of rows; memory needs no workers."""
         for each in rows:
             yield self.x[each], self.y[each]
@@ -79,8 +79,7 @@ class FromDataset:
         """(x, y) of each set of rows."""
         chosen = [each.tolist() for each in rows]
         loader = DataLoader(self.dataset, batch_sampler=chosen, num_workers=workers)
-        for x, y in loader:
-            yield x, y
+        yield from loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def check_batch(task: str, x: Tensor, y: Tensor, outputs: int | None = None) -> 
                 f"y has shape {list(y.shape)} and dtype {str(y.dtype).removeprefix('torch.')}; "
                 "classification needs whole class numbers [n] in int64."
             )
-        if outputs is not None and not (0 <= int(y.min()) and int(y.max()) < outputs):
+        if outputs is not None and not (int(y.min()) >= 0 and int(y.max()) < outputs):
             raise BaseDataError(
                 f"y holds classes {int(y.min())}..{int(y.max())}; the model has {outputs} outputs, "
                 f"for classes 0..{outputs - 1}."

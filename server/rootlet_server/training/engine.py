@@ -92,11 +92,11 @@ class Engine:
         on_device = self.accelerator.prepare_model(
             model, device_placement=config.strategy != "fsdp2", evaluation_mode=True
         )
-        self.model = on_device
+        self.model: nn.Module = on_device
         if config.strategy == "ddp":
             self.model = self._replicate(on_device)
         if config.compile is not None:
-            self.model = torch.compile(self.model, backend=config.compile)  # type: ignore[assignment]
+            self.model = torch.compile(self.model, backend=config.compile)
         return self.model
 
     def _shard(self, model: nn.Module, blocks: list[nn.Module]) -> None:
@@ -138,7 +138,7 @@ class Engine:
         """Gradients add up in each process while it lasts: all but the last part of a batch."""
         if self.config.strategy == "ddp":
             module = getattr(self.model, "_orig_mod", self.model)
-            return module.no_sync()  # type: ignore[no-any-return,operator]
+            return module.no_sync()
         return nullcontext()
 
     def synchronise(self, on: bool) -> None:
@@ -172,7 +172,7 @@ class Engine:
         """The trained model with whole tensors on the CPU, as it came in; on every process."""
         if self.config.strategy == "fsdp2":
             options = StateDictOptions(full_state_dict=True)
-            state = get_model_state_dict(self._plain, options=options)
+            state: dict[str, Any] = get_model_state_dict(self._plain, options=options)
             self._skeleton.load_state_dict({name: t.cpu() for name, t in state.items()})
             return self._skeleton
         self.accelerator.unwrap_model(self._plain, keep_fp32_wrapper=False)

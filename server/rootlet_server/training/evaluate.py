@@ -33,6 +33,20 @@ def evaluate(engine: Engine, source: Source, task: str, workers: int = 0) -> tup
     return float(total[0]), float(total[1])
 
 
+def evaluate_model(
+    model: nn.Module, source: Source, task: str, device: torch.device
+) -> tuple[float, float]:
+    """The same of one model in one process."""
+    training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        for x, y in source.batches(in_order(len(source), BATCH), 0):
+            sums += _sums(model, task, x.to(device), y.to(device))
+    model.train(training)
+    return float(sums[0]) / len(source), float(sums[1]) / len(source)
+
+
 def part_of(rows: Tensor, index: int, parts: int) -> tuple[Tensor, int]:
     """A part of some rows, and 1; an empty part is one row that counts 0, so that all take part."""
     part = rows.tensor_split(parts)[index]

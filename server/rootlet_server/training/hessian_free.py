@@ -67,7 +67,9 @@ class HessianFree(Optimizer):
             before = closure()
         group = self.param_groups[0]
         parameters = [p for p in group["params"] if p.grad is not None]
-        start = [KEEP * self.state[p]["direction"] for p in parameters if "direction" in self.state[p]]
+        start = [
+            KEEP * self.state[p]["direction"] for p in parameters if "direction" in self.state[p]
+        ]
         gradient = [p.grad for p in parameters]
         d, promised = conjugate_gradient(
             product,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TINY = 1e-12
+Layer = nn.Linear | nn.Conv2d
 
 
 class KFAC(Optimizer):
@@ -61,7 +62,11 @@ class KFAC(Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "step": 0})
         self.momentum, self.damping, self.decay = momentum, damping, decay
         self.update_every, self.kl_clip = update_every, kl_clip
-        self.layers = [m for m in model.modules() if _has_factors(m)]
+        self.layers: list[Layer] = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.Linear | nn.Conv2d) and _has_factors(m)
+        ]
 
     @torch.no_grad()
     def observe(self, model: nn.Module, task: str, x: Tensor) -> None:
@@ -89,7 +94,9 @@ class KFAC(Optimizer):
         directions: dict[Tensor, Tensor] = {}
         for layer in self.layers:
             directions |= self._preconditioned(layer, group["weight_decay"])
-        product = sum(float((d * p.grad).sum()) for p, d in directions.items() if p.grad is not None)
+        product = sum(
+            float((d * p.grad).sum()) for p, d in directions.items() if p.grad is not None
+        )
         scale = min(1.0, (self.kl_clip / max(group["lr"] ** 2 * product, TINY)) ** 0.5)
         for p in group["params"]:
             if p.grad is None:
@@ -99,24 +106,24 @@ class KFAC(Optimizer):
             buffer.mul_(self.momentum).add_(direction)
             p.sub_(buffer, alpha=group["lr"])
 
-    def _preconditioned(self, layer: nn.Module, weight_decay: float) -> dict[Tensor, Tensor]:
+    def _preconditioned(self, layer: Layer, weight_decay: float) -> dict[Tensor, Tensor]:
         weight, bias = layer.weight, layer.bias
         if weight.grad is None or "inverse_a" not in self.state[weight]:
             return {}
         rows = (weight.grad + weight_decay * weight).flatten(1)
-        if bias is not None:
-            rows = torch.cat([rows, bias.grad.unsqueeze(1)], 1)  # type: ignore[operator,union-attr]
+        if bias is not None and bias.grad is not None:
+            rows = torch.cat([rows, bias.grad.unsqueeze(1)], 1)
         state = self.state[weight]
-        d = state["inverse_g"] @ rows @ state["inverse_a"]
+        d: Tensor = state["inverse_g"] @ rows @ state["inverse_a"]
         if bias is None:
-            return {weight: d.view_as(weight)}  # type: ignore[arg-type,dict-item]
-        return {weight: d[:, :-1].view_as(weight), bias: d[:, -1]}  # type: ignore[arg-type,dict-item]
+            return {weight: d.view_as(weight)}
+        return {weight: d[:, :-1].reshape(weight.shape), bias: d[:, -1]}
 
 
-def _has_factors(module: nn.Module) -> bool:
+def _has_factors(module: Layer) -> bool:
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
         return False
-    return isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad
+    return module.weight.requires_grad
 
 
 def _inverse(factor: Tensor, damping: float) -> Tensor:
@@ -125,13 +132,13 @@ def _inverse(factor: Tensor, damping: float) -> Tensor:
 
 
 def layer_factors(
-    model: nn.Module, layers: list[nn.Module], task: str, x: Tensor
-) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    model: nn.Module, layers: list[Layer], task: str, x: Tensor
+) -> dict[Layer, tuple[Tensor, Tensor]]:
     """A [in + 1, in + 1] (without bias [in, in]) and G [out, out] of every layer on a batch."""
-    inputs: dict[nn.Module, Tensor] = {}
-    outputs: dict[nn.Module, Tensor] = {}
+    inputs: dict[Layer, Tensor] = {}
+    outputs: dict[Layer, Tensor] = {}
 
-    def note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def note(layer: Layer, args: tuple[Any, ...], output: Tensor) -> None:
         inputs[layer], outputs[layer] = args[0].detach(), output
 
     handles = [layer.register_forward_hook(note) for layer in layers]
@@ -165,18 +172,17 @@ def likelihood_columns(task: str, z_NK: Tensor) -> list[Tensor]:
     return [q_NK[:, k : k + 1].sqrt() * (row - q_NK) for k, row in enumerate(identity)]
 
 
-def _rows(layer: nn.Module, t: Tensor) -> Tensor:
+def _rows(layer: Layer, t: Tensor) -> Tensor:
     """[N, P, C] of a layer's output."""
     if isinstance(layer, nn.Conv2d):
         return t.flatten(2).transpose(1, 2)
     return t.flatten(1, -2) if t.dim() > 2 else t.unsqueeze(1)
 
 
-def _input_factor(layer: nn.Module, h: Tensor) -> Tensor:
+def _input_factor(layer: Layer, h: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
-        a = F.unfold(
-            h, layer.kernel_size, layer.dilation, layer.padding, layer.stride  # type: ignore[arg-type]
-        ).transpose(1, 2)
+        geometry: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        a = F.unfold(h, *geometry).transpose(1, 2)
     else:
         a = _rows(layer, h)
     if layer.bias is not None:

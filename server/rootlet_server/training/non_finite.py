@@ -69,7 +69,11 @@ def _finite(tensor: Tensor) -> bool:
 def _noting(path: str, found: list[str], computed: list[str]) -> Callable[..., None]:
     def note(_: nn.Module, __: Any, output: Any) -> None:
         computed.append(path)
-        if isinstance(output, Tensor) and output.is_floating_point() and not output.isfinite().all():
+        if (
+            isinstance(output, Tensor)
+            and output.is_floating_point()
+            and not output.isfinite().all()
+        ):
             found.append(path)
 
     return note

@@ -72,14 +72,13 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     kind = kind or TORCH.get(name) or getattr(kept_library(), KEPT[name])
     check_hyperparameters(name, kind, settings)
     learning = [p for p in model.parameters() if p.requires_grad]
+    made: Optimizer
     try:
         if name in ("lbfgs", "hessian_free"):
-            made: Optimizer = kind(learning, lr=config.learning_rate, **settings)
-            return made
+            whole: Optimizer = kind(learning, lr=config.learning_rate, **settings)
+            return whole
         if name == "kfac":
-            return KFAC(
-                model, config.learning_rate, weight_decay=config.weight_decay, **settings
-            )
+            return KFAC(model, config.learning_rate, weight_decay=config.weight_decay, **settings)
         groups = [
             {"params": [p for p in learning if p.dim() > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
@@ -87,11 +86,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         groups = [group for group in groups if group["params"]]
         if config.sam_rho:
             sam = kept_library().SAM
-            made = sam(
-                groups, kind, rho=config.sam_rho, lr=config.learning_rate, **settings
-            )
-            return made
-        made = kind(groups, lr=config.learning_rate, **settings)
+            made = sam(groups, kind, rho=config.sam_rho, lr=config.learning_rate, **settings)
+        else:
+            made = kind(groups, lr=config.learning_rate, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise FullTrainingConfigError(
             f"optimizer.hyperparameters={settings!r} for {name!r}: {error}."

@@ -1,7 +1,8 @@
 """Optimiser state as a JSON skeleton and tensors by name: no pickle, for any optimiser.
 
-A tensor becomes ``{"tensor": name, "shape": ..., "dtype": ...}``; tuples and non-string keys keep
-their kind, so that what is read back is what was written.
+A tensor becomes ``{"tensor": name, "shape": ..., "dtype": ..., "stride": ...}``; tuples and
+non-string keys keep their kind, so that what is read back is what was written. The strides are kept
+because products of the same numbers in another layout round differently.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def pack(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[prefix] = value
         dtype = str(value.dtype).removeprefix("torch.")
-        return {"tensor": prefix, "shape": list(value.shape), "dtype": dtype}
+        return {
+            "tensor": prefix, "shape": list(value.shape), "dtype": dtype,
+            "stride": list(value.stride()),
+        }  # fmt: skip
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -66,14 +70,15 @@ def unpack(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def blank_tensors(
-    skeleton: Any, make: Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+    skeleton: Any,
+    make: Callable[[str, tuple[int, ...], tuple[int, ...], torch.dtype], Tensor],
 ) -> dict[str, Tensor]:
-    """A tensor to read into for each one of a skeleton, made by name, shape and dtype."""
+    """A tensor to read into for each one of a skeleton, made by name, shape, stride and dtype."""
     if isinstance(skeleton, list):
         parts = [blank_tensors(item, make) for item in skeleton]
     elif isinstance(skeleton, dict) and "tensor" in skeleton:
-        name, shape = skeleton["tensor"], tuple(skeleton["shape"])
-        return {name: make(name, shape, DTYPES[skeleton["dtype"]])}
+        name, sizes = skeleton["tensor"], (tuple(skeleton["shape"]), tuple(skeleton["stride"]))
+        return {name: make(name, *sizes, DTYPES[skeleton["dtype"]])}
     elif isinstance(skeleton, dict):
         inside = skeleton.get("tuple", skeleton.get("dict", []))
         parts = [blank_tensors(inside, make)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rootlet_server.training import checkpoint
 from rootlet_server.training.packing import blank_tensors, pack, unpack
@@ -76,12 +77,14 @@ class RunState:
         tensors = self._model_tensors(world=header.plain["world"])
         parameters = self._parameters()
 
-        def blank(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        def blank(
+            key: str, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
+        ) -> Tensor:
             p = parameters.get(key.split("/")[1])
-            if p is not None and p.shape == shape:
+            if isinstance(p, DTensor) and p.shape == shape:
                 return torch.zeros_like(p, dtype=dtype)
             device = "cpu" if p is None or not shape else p.device
-            return torch.zeros(shape, dtype=dtype, device=device)
+            return torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
         saved = header.plain["optimizer"]
         state = blank_tensors(list(saved.values()), blank)
@@ -102,7 +105,7 @@ class RunState:
     def all_finite(self) -> bool:
         """Whether the weights may be kept; the same answer on every process."""
         ours = all(
-            bool((p.to_local() if hasattr(p, "to_local") else p).isfinite().all())
+            bool((p.to_local() if isinstance(p, DTensor) else p).isfinite().all())
             for p in self.engine.plain.parameters()
         )
         return float(self.engine.total(torch.tensor(float(not ours)).to(self.engine.device))) == 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Batch = tuple[Tensor, Tensor]
 
 
-def take_step(
+def take_step(  # noqa: PLR0917
     config: FullTrainingConfig,
     engine: Engine,
     optimizer: Optimizer,
@@ -96,13 +96,11 @@ def _hessian_free(
     def loss_now() -> Tensor:
         return example_losses(config.task, model(x), y).mean()
 
-    loss: Tensor = run(
-        evaluate, product=gauss_newton_product(model, config.task, x), loss=loss_now
-    )
+    loss: Tensor = run(evaluate, product=gauss_newton_product(model, config.task, x), loss=loss_now)
     return loss
 
 
-def _sophia(
+def _sophia(  # noqa: PLR0917
     config: FullTrainingConfig,
     engine: Engine,
     optimizer: Optimizer,
@@ -110,7 +108,7 @@ def _sophia(
     batch: Callable[[], Batch],
     step: int,
 ) -> Tensor:
-    """Every ``update_period`` steps the Hessian's diagonal by Hutchinson, averaged over processes."""
+    """Every ``update_period`` steps the Hessian's diagonal, averaged over processes."""
     run: Any = optimizer.step
     every: int = getattr(optimizer, "update_period", 10)
     if step % every:

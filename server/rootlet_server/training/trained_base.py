@@ -139,7 +139,9 @@ def train(
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state of a module as safetensors; a crash leaves the old file or the new one."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    tensors = {
+        name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()
+    }
     write_atomically(path, encode(tensors), mode=0o644)
 
 
