@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rootlet_server.training.data import TrainingData
     from rootlet_server.training.events import TrainingEvent
     from rootlet_server.training.recipe import Recipe
+    from rootlet_server.training.trained_base import TrainedBase
 
 _DESCRIPTION = """\
 Train a model in full by backpropagation, as a TOML file says (docs/training_full.md). Interrupted,
@@ -83,6 +85,8 @@ def _train(console: Console, recipe: Recipe) -> None:
     console.print(
         f"[green]✓[/] {trained.steps} steps in {trained.seconds:.1f} s{measured}: {recipe.out}"
     )
+    if recipe.report and int(os.environ.get("RANK", "0")) == 0:
+        _report(console, recipe, trained, data)
     if trained.spent is not None and recipe.config.privacy is not None:
         from rootlet_server.privacy import epsilon  # noqa: PLC0415
 
@@ -91,6 +95,16 @@ def _train(console: Console, recipe: Recipe) -> None:
             f"epsilon {epsilon([trained.spent], delta):.3f} at delta {delta:g}; unit: one example; "
             "neighbours: one example added or removed"
         )
+
+
+def _report(console: Console, recipe: Recipe, trained: TrainedBase, data: TrainingData) -> None:
+    from rootlet_server.training.diagnostics import diagnose  # noqa: PLC0415
+    from rootlet_server.training.report import write_report  # noqa: PLC0415
+
+    with console.status("writing the report"):
+        found = diagnose(trained.model, data, trained.task, seed=recipe.config.seed)
+        _, page = write_report(recipe.out, found, title=recipe.out.name)
+    console.print(f"[green]✓[/] {page}")
 
 
 class _Bar:

@@ -208,6 +208,7 @@ class FullTrainingConfig:
         ema_decay: of ``ema``.
         quantiser: train with int8 weights and activations in the forward pass, so that a bundle's
             int8 base loses less: rounding by range (``qat``) or with learned steps (``lsq``).
+        weight_bits: of ``quantiser``: 8, or 4 for the linear layers of an int4 base.
         privacy: None trains without.
         seed: seeds the order, dropout and noise that is not private.
         checkpoint_every, keep: steps between checkpoints (0: only after the last step), and how
@@ -226,6 +227,7 @@ class FullTrainingConfig:
     averaging: Averaging = "off"
     ema_decay: float = 0.999
     quantiser: Quantiser = "off"
+    weight_bits: int = 8
     privacy: CentralPrivacy | None = None
     seed: int = 0
     checkpoint_every: int = 0
@@ -239,6 +241,8 @@ class FullTrainingConfig:
         _one_of("task", self.task, Task)
         _one_of("averaging", self.averaging, Averaging)
         _one_of("quantiser", self.quantiser, Quantiser)
+        if self.weight_bits not in (4, 8):
+            raise FullTrainingConfigError(f"weight_bits={self.weight_bits!r} must be 8 or 4.")
         for name, least in (
             ("epochs", 1), ("batch_size", 1), ("keep", 1), ("log_every", 1), ("seed", 0),
             ("checkpoint_every", 0), ("evaluate_every", 0),
@@ -276,6 +280,9 @@ class FullTrainingConfig:
             (self.quantiser != "off" and engine.strategy == "fsdp2",
              f"quantiser={self.quantiser!r} with strategy='fsdp2': ranges need whole layers. "
              "Use 'ddp'."),
+            (self.quantiser != "off" and name == "kfac",
+             f"quantiser={self.quantiser!r} with optimizer.name='kfac': a rounded weight is no "
+             "leaf that K-FAC could step. Use another optimiser."),
             (name in ("shampoo", "soap", "lars", "lamb") and engine.strategy == "fsdp2",
              f"optimizer.name={name!r} reads whole layers; strategy='fsdp2' shards them. "
              "Use 'ddp', or an elementwise optimiser (sgd, adam, adamw, lion)."),

@@ -8,7 +8,8 @@ RootletError
     ├── NonFiniteError           a loss or weight left the finite numbers; names the layer
     ├── BaseCheckpointError      a checkpoint that is damaged, or of another model or run
     ├── MemoryExhaustedError     out of memory; says what to turn on
-    └── MergeError               an adapter that does not belong to the base
+    ├── MergeError               an adapter that does not belong to the base
+    └── AlignmentError           feedback that points too far from the true gradient to publish
 ```
 """
 
@@ -51,3 +52,7 @@ class MemoryExhaustedError(FullTrainingError):
 
 class MergeError(FullTrainingError, ValueError):
     """An adapter that does not belong to the base."""
+
+
+class AlignmentError(FullTrainingError):
+    """A layer's feedback points too far from the true gradient to publish the bundle."""

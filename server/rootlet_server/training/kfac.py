@@ -63,9 +63,7 @@ class KFAC(Optimizer):
         self.momentum, self.damping, self.decay = momentum, damping, decay
         self.update_every, self.kl_clip = update_every, kl_clip
         self.layers: list[Layer] = [
-            m
-            for m in model.modules()
-            if isinstance(m, nn.Linear | nn.Conv2d) and _has_factors(m)
+            m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _has_factors(m)
         ]
 
     @torch.no_grad()

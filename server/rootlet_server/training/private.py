@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from rootlet_server.training.events import OnTraining
     from rootlet_server.training.trained_base import TrainedBase
 
-
     AnyArray = npt.NDArray[Any]
 
 
@@ -69,8 +68,9 @@ def planned_spending(config: FullTrainingConfig, examples: int) -> PrivacySpent:
             f"batch_size={config.batch_size}, examples={examples}, privacy={privacy}: private "
             "training draws batch_size / examples of them a step, which must be at most 1."
         )
-    rate, steps = config.batch_size / examples, config.epochs * math.ceil(
-        examples / config.batch_size
+    rate, steps = (
+        config.batch_size / examples,
+        config.epochs * math.ceil(examples / config.batch_size),
     )
     noise = privacy.noise_multiplier
     if noise is None and privacy.target_epsilon is not None:
@@ -193,11 +193,11 @@ class _Step:
             # The first layer's inputs need no gradient; its hook reads that of its outputs.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.mean().backward(retain_graph=True)
-        coefficients = self.module.get_clipping_coef().detach()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.module.disable_hooks()
-        (coefficients * losses).sum().backward()
-        self.module.enable_hooks()
+            coefficients = self.module.get_clipping_coef().detach()
+            self._optimizer.zero_grad(set_to_none=True)
+            self.module.disable_hooks()
+            (coefficients * losses).sum().backward()
+            self.module.enable_hooks()
         return {
             name: (torch.zeros_like(p) if p.grad is None else p.grad).cpu().numpy()
             for name, p in self._learning.items()
@@ -205,9 +205,7 @@ class _Step:
 
 
 @contextmanager
-def _clipping(
-    model: nn.Module, spent: PrivacySpent, config: FullTrainingConfig
-) -> Iterator[_Step]:
+def _clipping(model: nn.Module, spent: PrivacySpent, config: FullTrainingConfig) -> Iterator[_Step]:
     """A step whose hooks are gone from the model afterwards."""
     step = _Step(model, spent, config)
     try:

@@ -3,6 +3,7 @@
 ```toml
 out = "runs/digits"
 tensorboard = true
+report = true                               # the default: report.png, report.html
 
 [model]
 factory = "my_package.models:small_cnn"     # called with [model.arguments]
@@ -57,7 +58,7 @@ TABLES: dict[str, type] = {
     "engine": EngineConfig,
     "privacy": CentralPrivacy,
 }
-TOP = ("out", "tensorboard", "model", "data", "training", *TABLES)
+TOP = ("out", "tensorboard", "report", "model", "data", "training", *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class Recipe:
     Attributes:
         out: the run's folder.
         tensorboard: whether to keep a TensorBoard log there.
+        report: whether to write ``report.png`` and ``report.html`` there at the end.
         factory: ``module:function`` that makes the model.
         arguments: of the factory.
         train, held_out: ``.npz`` files.
@@ -75,6 +77,7 @@ class Recipe:
 
     out: Path
     tensorboard: bool
+    report: bool
     factory: str
     arguments: Mapping[str, Any]
     train: Path
@@ -141,6 +144,7 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(
         out=base / raw["out"],
         tensorboard=bool(raw.get("tensorboard", False)),
+        report=bool(raw.get("report", True)),
         factory=model["factory"],
         arguments=model.get("arguments", {}),
         train=base / data["train"],

@@ -13,13 +13,14 @@ from safetensors.torch import save as encode
 from torch import Tensor, nn
 
 from rootlet_runtime.durable import write_atomically
-from rootlet_server.training.config import FullTrainingConfig
+from rootlet_server.training.config import SECOND_ORDER, FullTrainingConfig
 from rootlet_server.training.data import check_batch
 from rootlet_server.training.engine import Engine
-from rootlet_server.training.errors import BaseDataError
+from rootlet_server.training.errors import BaseDataError, FullTrainingConfigError
 from rootlet_server.training.events import EventFile, TensorBoardLog
 from rootlet_server.training.losses import example_losses
 from rootlet_server.training.memory import memory_advised
+from rootlet_server.training.quantisers import add_quantisers, remove_quantisers
 from rootlet_server.training.run import Run
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ def train(
     start = time.perf_counter()
     folder = None if out is None else Path(out)
     _check_data(model, data, config)
+    if loss is not None and (config.optimizer.name in SECOND_ORDER or config.privacy is not None):
+        raise FullTrainingConfigError(
+            f"loss with optimizer.name={config.optimizer.name!r}, privacy={config.privacy}: a loss "
+            "of your own goes with first-order optimisers and without privacy."
+        )
     if config.privacy is not None:
         from rootlet_server.training.private import train_private  # noqa: PLC0415
 
@@ -109,6 +115,9 @@ def train(
         stack.enter_context(memory_advised(config))
         logs = _Logs(folder if engine.rank == 0 else None, on_event, tensorboard=tensorboard)
         stack.callback(logs.close)
+        if config.quantiser != "off":
+            stack.callback(remove_quantisers, model, config)
+            add_quantisers(model, config)
         run = Run(
             engine,
             model,
@@ -119,7 +128,7 @@ def train(
             on_event=logs.take,
         )
         run.run()
-        trained = engine.whole_model().eval()
+        trained = remove_quantisers(engine.whole_model().eval(), config)
         if folder is not None and engine.rank == 0:
             save_weights(trained, folder / WEIGHTS)
         engine.barrier()
