@@ -14,6 +14,7 @@ LAST_LINES = {
         "int8 dfa, clipped, as a device runs it / Opacus hooks, tiny, "
     ),
     "bench_memory.py --quick": "peak memory, rootlet / torch eager, tiny, worst batch: ratio ",
+    "bench_full_training.py --quick": "throughput, train / by hand: ratio ",
     "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
 }
 

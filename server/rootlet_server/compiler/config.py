@@ -213,6 +213,8 @@ class CompileConfig:
             credit: through the softmax, exactly, from the error at attention's output.
         calibration: ``noise`` calibrates feedback and A on sparse noise in the range of the
             calibration data, and on none of its examples.
+        calibration_outputs: whose derivatives are taken in one backward pass while calibrating;
+            more are faster, where there is memory for as many gradients.
         adapter: the low-rank adapters.
         base_dtype: ``int8`` quantises the frozen weights and the activations they multiply, row by
             row before linear layers and by measured ranges before convolutions; ``int4`` the
@@ -246,6 +248,7 @@ class CompileConfig:
     feedback_rank: int = 8
     feedback_positions: Positions = "shared"
     calibration: Calibration = "data"
+    calibration_outputs: int = 1
     block_size: int | Literal["all", "auto"] = 1
     block_budget: float = 0.8
     attention: Attention = "skip"
@@ -283,10 +286,10 @@ class CompileConfig:
                 f"block_size={self.block_size!r} must be a whole number of at least 1, 'all' or "
                 "'auto'."
             )
-        if not isinstance(self.feedback_rank, int) or self.feedback_rank < 1:
-            raise CompileError(
-                f"feedback_rank={self.feedback_rank!r} must be a whole number of at least 1."
-            )
+        for name in ("feedback_rank", "calibration_outputs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise CompileError(f"{name}={value!r} must be a whole number of at least 1.")
         _one_of("base_dtype", self.base_dtype, BaseDtype)
         _one_of("backward", self.backward, Backward)
         _one_of("optimizer", self.optimizer, OptimizerName)

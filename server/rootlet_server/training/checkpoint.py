@@ -5,7 +5,8 @@
         state.json                    step, skeleton of the optimiser, run, SHA-256 of every shard
 
 Nothing in it is pickled. A run may go on with another number of processes or another strategy:
-shards are put together by name. What a crash left unfinished is called ``….partial`` and is removed.
+shards are put together by name. What a crash left unfinished is called ``….partial`` and is
+removed.
 """
 
 from __future__ import annotations

@@ -160,6 +160,9 @@ class EngineConfig:
              "Use 'bf16'."),
             (self.precision == "fp16" and self.device == "cpu",
              "engine.precision='fp16' needs CUDA; on a CPU use 'bf16'."),
+            (self.strategy != "single" and self.processes < 2,
+             f"engine.strategy={self.strategy!r} with processes={self.processes}: use 'single', or "
+             "2 processes or more."),
         ):  # fmt: skip
             if broken:
                 raise FullTrainingConfigError(message)
@@ -266,7 +269,7 @@ class FullTrainingConfig:
              f"optimizer.name={name!r} needs whole layers; strategy='fsdp2' shards them. "
              "Use 'ddp' or 'single'."),
             (name in SECOND_ORDER and engine.precision == "fp16",
-             f"optimizer.name={name!r} with precision='fp16': curvature is not scaled. Use 'bf16'."),
+             f"optimizer.name={name!r} with precision='fp16': curvature is unscaled. Use 'bf16'."),
             (name in ("kfac", *WHOLE_BATCH) and engine.strategy != "single",
              f"optimizer.name={name!r} runs with strategy='single' only."),
             (name in ("kfac", *WHOLE_BATCH) and engine.accumulation > 1,

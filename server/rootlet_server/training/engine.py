@@ -77,7 +77,7 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Place, shard or replicate, and compile a model; sets and returns ``model``."""
-        config, self._plain = self.config, model
+        config, self._plain, self._own = self.config, model, set(vars(model))
         self._skeleton = copy.deepcopy(model) if config.strategy == "fsdp2" else model
         blocks = find_blocks(model, config.blocks)
         if config.checkpointing:
@@ -175,8 +175,15 @@ class Engine:
             state: dict[str, Any] = get_model_state_dict(self._plain, options=options)
             self._skeleton.load_state_dict({name: t.cpu() for name, t in state.items()})
             return self._skeleton
-        self.accelerator.unwrap_model(self._plain, keep_fp32_wrapper=False)
+        self._unwrap()
         return self._plain.cpu()
+
+    def _unwrap(self) -> None:
+        """Take autocast off; Accelerate leaves a bound method where the class's own was."""
+        self.accelerator.unwrap_model(self._plain, keep_fp32_wrapper=False)
+        for name in ("forward", "_original_forward"):
+            if name not in self._own:
+                vars(self._plain).pop(name, None)
 
     def __enter__(self) -> Self:
         """Nothing more to do: the processes are joined."""
@@ -191,6 +198,6 @@ class Engine:
         """Undo what was done to the model's methods, and forget Accelerate's state."""
         self._closing.close()
         if hasattr(self, "_plain") and self.config.strategy != "fsdp2":
-            self.accelerator.unwrap_model(self._plain, keep_fp32_wrapper=False)
+            self._unwrap()
         self.accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)

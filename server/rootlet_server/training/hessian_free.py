@@ -64,7 +64,7 @@ class HessianFree(Optimizer):
             the loss before the step.
         """
         with torch.enable_grad():
-            before = closure()
+            before = closure().detach()
         group = self.param_groups[0]
         parameters = [p for p in group["params"] if p.grad is not None]
         start = [

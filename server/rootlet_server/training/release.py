@@ -87,7 +87,10 @@ def release(
         calibration_x: read in chunks, so that it may be large; ``config.calibration="noise"``
             takes only its shape and range.
         config: the bundle.
-        name, version, signing_key, out: as in ``compile_bundle``.
+        name: as in ``compile_bundle``.
+        version: as there.
+        signing_key: as there.
+        out: as there.
         floor: the least cosine that any adapted layer may have; None publishes whatever it is.
         progress: called with a few words as each stage begins.
 
@@ -144,7 +147,11 @@ def release_next(
         model: the merged base.
         former: the bundle that devices have, signed with the same key.
         held_out: (x, y) that neither trained anything.
-        calibration_x, config, signing_key, floor, progress: as in ``release``.
+        calibration_x: as in ``release``.
+        config: as there.
+        signing_key: as there.
+        floor: as there.
+        progress: as there.
         out: where the next version goes; nothing is there if the gate refuses it.
         adapter: that devices use on the former bundle; None takes the bundle's own.
         largest_rise: of the mean error, at which it still counts as not worse.
