@@ -96,7 +96,8 @@ class Engine:
         if config.strategy == "ddp":
             self.model = self._replicate(on_device)
         if config.compile is not None:
-            self.model = torch.compile(self.model, backend=config.compile)
+            compiled: Any = torch.compile(self.model, backend=config.compile)
+            self.model = compiled
         return self.model
 
     def _shard(self, model: nn.Module, blocks: list[nn.Module]) -> None:
@@ -137,8 +138,9 @@ class Engine:
     def unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients add up in each process while it lasts: all but the last part of a batch."""
         if self.config.strategy == "ddp":
-            module = getattr(self.model, "_orig_mod", self.model)
-            return module.no_sync()
+            replicated: Any = getattr(self.model, "_orig_mod", self.model)
+            quiet: AbstractContextManager[None] = replicated.no_sync()
+            return quiet
         return nullcontext()
 
     def synchronise(self, on: bool) -> None:

@@ -108,9 +108,9 @@ def release(
         say("measuring alignment")
         report = alignment(compiled.built, as_calibration(calibration_x)[:ALIGNED_EXAMPLES])
         if floor is not None and report.lowest is not None and report.lowest < floor:
-            worst = min((x for x in report.layers if x.cosine is not None), key=lambda x: x.cosine)
+            worst = next(x for x in report.layers if x.cosine == report.lowest)
             raise AlignmentError(
-                f"{worst.module}: cosine {worst.cosine:.2f} with the true gradient, below the "
+                f"{worst.module}: cosine {report.lowest:.2f} with the true gradient, below the "
                 f"floor {floor:g}. Calibrate on more or other data, use block_size='auto', or "
                 "leave the layer out of target_modules."
             )

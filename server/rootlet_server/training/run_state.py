@@ -34,6 +34,12 @@ def fingerprint(model: nn.Module, examples: int, config: FullTrainingConfig) -> 
     return plain
 
 
+def local_part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor, sharded or not."""
+    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """The parts of a run that change from step to step.
@@ -80,7 +86,7 @@ class RunState:
         def blank(
             key: str, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
         ) -> Tensor:
-            p = parameters.get(key.split("/")[1])
+            p: Any = parameters.get(key.split("/")[1])
             if isinstance(p, DTensor) and p.shape == shape:
                 return torch.zeros_like(p, dtype=dtype)
             device = "cpu" if p is None or not shape else p.device
@@ -104,10 +110,7 @@ class RunState:
 
     def all_finite(self) -> bool:
         """Whether the weights may be kept; the same answer on every process."""
-        ours = all(
-            bool((p.to_local() if isinstance(p, DTensor) else p).isfinite().all())
-            for p in self.engine.plain.parameters()
-        )
+        ours = all(bool(local_part(p).isfinite().all()) for p in self.engine.plain.parameters())
         return float(self.engine.total(torch.tensor(float(not ours)).to(self.engine.device))) == 0
 
     def _parameters(self) -> dict[str, nn.Parameter]:

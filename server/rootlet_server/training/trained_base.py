@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.training.config import SECOND_ORDER, FullTrainingConfig
-from rootlet_server.training.data import check_batch
+from rootlet_server.training.data import Arrays, check_batch
 from rootlet_server.training.engine import Engine
 from rootlet_server.training.errors import BaseDataError, FullTrainingConfigError
 from rootlet_server.training.events import EventFile, TensorBoardLog
 from rootlet_server.training.losses import example_losses
-from rootlet_server.training.memory import memory_advised
+from rootlet_server.training.memory import CPU_SIGN, memory_advised
 from rootlet_server.training.quantisers import add_quantisers, remove_quantisers
 from rootlet_server.training.run import Run
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rootlet_server.training.data import TrainingData
     from rootlet_server.training.events import Evaluated, OnTraining, TrainingEvent
 
+LOOKED_AT = 64  # examples of a Dataset, before anything runs
 CHECKPOINTS, WEIGHTS, BOARD = "checkpoints", "base.safetensors", "tensorboard"
 
 
@@ -99,7 +100,8 @@ def train(
     config = config or FullTrainingConfig()
     start = time.perf_counter()
     folder = None if out is None else Path(out)
-    _check_data(model, data, config)
+    with memory_advised(config):
+        _check_data(model, data, config)
     if loss is not None and (config.optimizer.name in SECOND_ORDER or config.privacy is not None):
         raise FullTrainingConfigError(
             f"loss with optimizer.name={config.optimizer.name!r}, privacy={config.privacy}: a loss "
@@ -162,10 +164,39 @@ def _check_data(model: nn.Module, data: TrainingData, config: FullTrainingConfig
             continue
         if not len(source):
             raise BaseDataError(f"data.{name} has no examples.")
-        for x, y in source.batches([torch.arange(min(len(source), 64))], 0):
+        outputs = None
+        for x, y in source.batches([torch.arange(min(len(source), LOOKED_AT))], 0):
             check_batch(config.task, x, y)
+            outputs = _outputs(model, x[:2])
+            check_batch(config.task, x, y, outputs)
+        if isinstance(source, Arrays):
+            check_batch(config.task, source.x, source.y, outputs)
     if config.target_metric is not None and data.held_out is None:
         raise BaseDataError("target_metric needs data.held_out to measure it on.")
+
+
+def _outputs(model: nn.Module, x: Tensor) -> int:
+    """K, seen on two examples; nothing of the model changes."""
+    training, first = model.training, next(model.parameters(), x)
+    try:
+        with torch.no_grad():
+            output = model.eval()(x.to(first.device))
+    except (IndexError, RuntimeError) as error:
+        if CPU_SIGN in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BaseDataError(
+            f"the model fails on examples of shape {list(x.shape)} and dtype "
+            f"{str(x.dtype).removeprefix('torch.')} ({str(error).splitlines()[0]}). Give examples "
+            "of the shape that it takes."
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(x):
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise BaseDataError(
+            f"the model makes {found} of {len(x)} examples; it must return [examples, K]."
+        )
+    return output.shape[1]
 
 
 @contextmanager
