@@ -33,7 +33,7 @@ def start(nets_path, folder, cases, processes=2):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     run = subprocess.run(
         [sys.executable, *launcher, str(nets_path), str(out), json.dumps(cases)],
-        check=False, capture_output=True, text=True, timeout=240,
+        check=False, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return [np.load(folder / f"found-{rank}.npz") for rank in range(processes)]
