@@ -42,14 +42,16 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "optimiser that rootlet train knows; a few minutes.",
     )
     optimizers.set_defaults(run=_run_optimizers)
+    optimizers.add_argument("--out", type=Path, default=Path("rootlet-bench"), metavar="DIR",
+        help="where finished rows are kept (default: %(default)s)")  # fmt: skip
 
 
-def _run_optimizers(_: argparse.Namespace) -> int:
+def _run_optimizers(arguments: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from rootlet_server.bench.optimizers import main  # noqa: PLC0415
 
-    main(Console())
+    main(Console(), arguments.out / "optimizers.json")
     return 0
 
 
