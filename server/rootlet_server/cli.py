@@ -15,11 +15,13 @@ from rootlet_runtime.errors import RootletError
 from rootlet_server.bench.cli import add_bench_parser
 from rootlet_server.cli_serve import add_serve_parser
 from rootlet_server.cli_simulate import add_simulate_parser
+from rootlet_server.cli_train import add_train_parser
 from rootlet_server.demo.cli import add_demo_parser
 
 _EXIT_FAILURE = 1
 _EXIT_INTERRUPTED = 130
 _SIMULATION_EXTRA = ("pyarrow", "ray")
+_TRAINING_EXTRA = ("accelerate", "opacus", "pytorch_optimizer", "tensorboard")
 _SERVER_EXTRA = ("flwr", "matplotlib", "onnx", "onnxscript", "rich", "sklearn", "torch")
 
 
@@ -40,12 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in (*_SERVER_EXTRA, *_SIMULATION_EXTRA):
+        extras = "server"
+        if missing in _SIMULATION_EXTRA:
+            extras = "server,simulation"
+        elif missing in _TRAINING_EXTRA:
+            extras = "server,training"
+        elif missing not in _SERVER_EXTRA:
             raise
-        extra = "server,simulation" if missing in _SIMULATION_EXTRA else "server"
         return _fail(
             f"this command needs {missing}, which is not installed; run: "
-            f'pip install "rootlet[{extra}]"'
+            f'pip install "rootlet[{extras}]"'
         )
     except OSError as error:
         return _fail(_in_words(error))
@@ -64,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_bundle_parser(commands)
     add_device_parser(commands)
     add_serve_parser(commands)
+    add_train_parser(commands)
     add_demo_parser(commands)
     add_simulate_parser(commands)
     add_bench_parser(commands)

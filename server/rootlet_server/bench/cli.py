@@ -36,6 +36,25 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add("--no-private", action="store_true", help="leave out the private rows")
     add("--no-continual", action="store_true", help="leave out the five-task sequence")
 
+    optimizers = subjects.add_parser(
+        "optimizers",
+        help="every optimiser of full training on one task",
+        description="Steps and seconds to an accuracy on scanned digits, and peak memory, of every "
+        "optimiser that rootlet train knows; a few minutes.",
+    )
+    optimizers.set_defaults(run=_run_optimizers)
+    optimizers.add_argument("--out", type=Path, default=Path("rootlet-bench"), metavar="DIR",
+        help="where finished rows are kept (default: %(default)s)")  # fmt: skip
+
+
+def _run_optimizers(arguments: argparse.Namespace) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from rootlet_server.bench.optimizers import main  # noqa: PLC0415
+
+    main(Console(), arguments.out / "optimizers.json")
+    return 0
+
 
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:

@@ -127,6 +127,7 @@ def _with_blocks(
         form=config.feedback_form,
         rank=config.feedback_rank,
         each_position=config.feedback_positions == "each",
+        at_once=config.calibration_outputs,
         seed=config.seed,
     )
     return replace(built, step=replace(built.step, learner=learner), frozen=kept | feedback)

@@ -205,6 +205,7 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
             form=config.feedback_form,
             rank=config.feedback_rank,
             each_position=config.feedback_positions == "each",
+            at_once=config.calibration_outputs,
             seed=config.seed,
         )
     latent = cut(program, learner.sites, head) if config.latent else None

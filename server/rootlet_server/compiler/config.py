@@ -202,6 +202,8 @@ class CompileConfig:
         calibration: ``noise`` calibrates feedback, A, ranks, the ranges of int8 convolutions, the
             choice of precision and local heads on sparse noise in the range of the calibration
             data, and on none of its examples.
+        calibration_outputs: whose derivatives are taken in one backward pass while calibrating;
+            more are faster, where there is memory for as many gradients.
         adapter: the low-rank adapters.
         base_dtype: ``int8`` quantises the frozen weights and the activations they multiply, row by
             row before linear layers and by measured ranges before convolutions; ``int4`` the
@@ -235,6 +237,7 @@ class CompileConfig:
     feedback_rank: int = 8
     feedback_positions: Positions = "shared"
     calibration: Calibration = "data"
+    calibration_outputs: int = 1
     block_size: int | Literal["all", "auto"] = 1
     block_budget: BlockBudget = field(default_factory=BlockBudget)
     attention: Attention = "skip"

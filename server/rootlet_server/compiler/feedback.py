@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rootlet_server.compiler.config import FeedbackForm
+    from rootlet_server.compiler.jacobians import Of
     from rootlet_server.compiler.learner import Learner
     from rootlet_server.compiler.losses import LossTerms
 
@@ -122,6 +123,7 @@ def make_feedback(
     form: FeedbackForm = "int8",
     rank: int = 8,
     each_position: bool = False,
+    at_once: int = 1,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """The frozen tensors that ``learner.feedback`` needs.
@@ -134,6 +136,7 @@ def make_feedback(
         form: how calibrated matrices are stored.
         rank: of the low-rank form.
         each_position: whether calibrated matrices are made for each position.
+        at_once: outputs in one backward pass (``jacobians.mean_jacobians``).
         seed: seeds what is drawn at random.
 
     Raises:
@@ -145,7 +148,11 @@ def make_feedback(
     if learner.feedback == "sign":
         draw = _gaussian(learner, seed)
         return _calibrated(
-            learner, targets, (frozen, adapter, x), lambda m: m.sign() * draw(m.shape[1]).abs()
+            learner,
+            targets,
+            (frozen, adapter, x),
+            lambda m: m.sign() * draw(m.shape[1]).abs(),
+            at_once=at_once,
         )
     if learner.feedback in CALIBRATED:
         return _calibrated(
@@ -156,6 +163,7 @@ def make_feedback(
             form=form,
             rank=rank,
             each_position=each_position,
+            at_once=at_once,
         )
     return _random(learner, targets, seed)
 
@@ -189,10 +197,12 @@ def _calibrated(
     form: FeedbackForm = "int8",
     rank: int = 8,
     each_position: bool = False,
+    at_once: int = 1,
 ) -> dict[str, Tensor]:
     points = {target.at: target.rows for target in targets}
     of_features = learner.feedback == "calibrated_features"
-    jacobians = mean_jacobians(learner, *over, points, of="features" if of_features else "output")
+    of: Of = "features" if of_features else "output"
+    jacobians = mean_jacobians(learner, *over, points, of=of, at_once=at_once)
     result: dict[str, Tensor] = {}
     for target in targets:
         per_position = jacobians[target.at]

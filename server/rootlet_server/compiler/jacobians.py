@@ -1,18 +1,20 @@
 """Mean Jacobians of a model's outputs, and what to take them over.
 
-``J_p = mean_n d z_n / d g_{n,p}`` [K, C] is found by one backward pass for each output and chunk
-of examples. On an int8 base it passes straight through the rounding: the derivative of a plain
-``round`` is zero, and so would be everything below it.
+``J_p = mean_n d z_n / d g_{n,p}`` [K, C] is found by one backward pass for each output (or for some
+outputs at once) and chunk of examples. On an int8 base it passes straight through the rounding: the
+derivative of a plain ``round`` is zero, and so would be everything below it.
 
 Shape legend: N examples, P positions, K outputs (or features), C channels.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,6 +37,7 @@ def mean_jacobians(
     points: Mapping[str, Callable[[Tensor], Tensor]],
     *,
     of: Of = "output",
+    at_once: int = 1,
 ) -> dict[str, Tensor]:
     """The mean Jacobian at every point, by position: [K, P, C].
 
@@ -46,12 +49,16 @@ def mean_jacobians(
             take more than 1,024 backward passes.
         points: name of a node -> its value as [N, C] or [N, P, C].
         of: what is differentiated: the outputs, or the features that the head reads.
+        at_once: how many of them in one backward pass, by vmapped vector-Jacobian products; more
+            are faster where there is memory for their gradients.
     """
     totals: dict[str, Tensor] = {}
     width = learner.program.tensors[learner.head.weight].shape[0 if of == "output" else 1]
     x = x[: CHUNK * max(1, PASSES // width)]
     for part in torch.split(x, CHUNK):
-        for name, total in _sums(learner, frozen, adapter, part, points, of=of).items():
+        for name, total in _sums(
+            learner, frozen, adapter, part, points, of=of, at_once=at_once
+        ).items():
             totals[name] = totals.get(name, 0) + total
     return {name: total / len(x) for name, total in totals.items()}
 
@@ -64,9 +71,12 @@ def _sums(
     points: Mapping[str, Callable[[Tensor], Tensor]],
     *,
     of: Of,
+    at_once: int,
 ) -> dict[str, Tensor]:
     """Node -> sum over examples of d z / d g, [K, P, C]."""
-    with torch.enable_grad():
+    # Fused attention has no derivative of many outputs at once.
+    kernel: Any = sdpa_kernel(SDPBackend.MATH) if at_once > 1 else nullcontext()
+    with torch.enable_grad(), kernel:
         trainable = {
             name: value.detach().clone().requires_grad_() for name, value in adapter.items()
         }
@@ -74,13 +84,32 @@ def _sums(
         outputs_NK = forward.output if of == "output" else forward.features
         kept = [forward.kept[node] for node in points]
         rows: dict[str, list[Tensor]] = {node: [] for node in points}
-        for k in range(outputs_NK.shape[1]):
-            grads = torch.autograd.grad(
-                outputs_NK[:, k].sum(), kept, retain_graph=True, allow_unused=True
+        every_K = torch.eye(outputs_NK.shape[1], dtype=outputs_NK.dtype)
+        for seeds_kK in every_K.split(at_once):
+            seeds_kNK = seeds_kK.unsqueeze(1).expand(-1, *outputs_NK.shape)
+            grads = (
+                torch.autograd.grad(
+                    outputs_NK,
+                    kept,
+                    seeds_kNK,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+                if at_once > 1
+                else torch.autograd.grad(
+                    outputs_NK, kept, seeds_kNK[0], retain_graph=True, allow_unused=True
+                )
             )
             for (node, by_example), value, grad in zip(points.items(), kept, grads, strict=True):
-                row = by_example(torch.zeros_like(value) if grad is None else grad).sum(0)
-                rows[node].append(row if row.dim() == 2 else row.unsqueeze(0))
+                by_output = (
+                    [torch.zeros_like(value)] * len(seeds_kK)
+                    if grad is None
+                    else (list(grad) if at_once > 1 else [grad])
+                )
+                for each in by_output:
+                    row = by_example(each).sum(0)
+                    rows[node].append(row if row.dim() == 2 else row.unsqueeze(0))
     return {node: torch.stack(parts).detach() for node, parts in rows.items()}
 
 

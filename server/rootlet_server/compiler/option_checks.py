@@ -125,11 +125,12 @@ def check_sizes(config: CompileConfig) -> None:
             f"block_size={config.block_size!r} must be a whole number of at least 1, 'all' or "
             "'auto'."
         )
-    if not _counts(config.feedback_rank):
-        raise CompileError(
-            f"feedback_rank={config.feedback_rank!r} must be a whole number of at least 1; 8 is "
-            "usual."
-        )
+    for name, usual in (("feedback_rank", 8), ("calibration_outputs", 1)):
+        if not _counts(getattr(config, name)):
+            raise CompileError(
+                f"{name}={getattr(config, name)!r} must be a whole number of at least 1; {usual} "
+                "is usual."
+            )
     if config.training.batch_size > config.max_batch:
         raise CompileError(
             f"training.batch_size={config.training.batch_size} is larger than "
