@@ -38,7 +38,7 @@ QUICK_TASKS, QUICK_ARMS, QUICK_SEEDS = ("digits-2",), ("head", "bp-lora", "bp", 
 PRIVATE_SEEDS = 3
 COST_ARMS = (
     "bp", "bp-int8", "bp-checkpointed", "bp-lora", "bp-float32", "dfa", "dfa-features",
-    "dfa-blocks", "dfa-lora", "dfa-float32", "head",
+    "dfa-blocks", "dfa-blocks-3", "dfa-lora", "dfa-float32", "head",
 )  # fmt: skip
 CELLS, PAGE = "cells.jsonl", "learning.md"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-COMPARED = (FLOOR, RIVAL, CONTROL, "dfa", "dfa-features", "dfa-blocks")
+COMPARED = (FLOOR, RIVAL, CONTROL, "dfa", "dfa-blocks", "dfa-blocks-3")
 
 
 def plot_accuracy(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +52,7 @@ def plot_gaps(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     axes = figure.add_subplot()
     arms = [
         arm
-        for arm in ("dfa", "dfa-features", "dfa-blocks", RIVAL)
+        for arm in ("dfa", "dfa-blocks", "dfa-blocks-3", RIVAL)
         if any(arm in table for table in tables.values())
     ]
     for n, arm in enumerate(arms):

@@ -40,7 +40,7 @@ MAX_GRAD_NORM, UNCLIPPED = 0.3, 1e9
 EPSILONS = (None, 8.0, 4.0, 1.0)
 """None: neither clipping nor noise."""
 RATES = (3e-3, 1e-2, 3e-2)
-ARMS_TRIED = ("head", "bp-lora", "bp", "dfa", "dfa-blocks", "dfa-lora")
+ARMS_TRIED = ("head", "bp-lora", "bp", "dfa", "dfa-blocks-3")
 TASK = "private"
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-7
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from rootlet_server.compiler.defaults import Architecture
+
     Floats = npt.NDArray[np.float32]
     Labels = npt.NDArray[np.int64]
 
@@ -58,7 +60,8 @@ class Task:
 
     Attributes:
         name: as on the command line.
-        architecture: what the default rule is chosen for.
+        architecture: in words.
+        kind: what the compiler takes it for, and chooses its default by.
         make: draws the problem of a seed.
         batch_size, epochs: the budget of every rule; ``epochs`` are tried in turn.
         rates: learning rates, tried alike for every rule.
@@ -70,6 +73,7 @@ class Task:
 
     name: str
     architecture: str
+    kind: Architecture
     make: Callable[[int], Problem]
     batch_size: int
     epochs: tuple[int, ...]

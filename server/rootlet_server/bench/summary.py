@@ -20,11 +20,11 @@ from rootlet_server.bench.arms import ARMS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CONTROL, FLOOR, RIVAL, DEFAULT = "bp", "head", "bp-lora", "dfa"
+CONTROL, FLOOR, RIVAL, DEFAULT = "bp", "head", "bp-lora", "dfa-blocks-3"
 TIE = 2.0
 SMALLEST_SE = 1e-6
 # Cheaper first: what a tie is broken by. Backprop reads every frozen weight twice.
-BY_COST = ("head", "dfa", "dfa-features", "dfa-blocks", "bp", "bp-lora")
+BY_COST = ("head", "dfa", "dfa-features", "dfa-blocks", "dfa-blocks-3", "bp", "bp-lora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +156,23 @@ def default_arm(table: Mapping[str, Row]) -> str:
         if arm == best or (found is not None and found.is_tie):
             return arm
     return best
+
+
+def default_of(tables: Iterable[Mapping[str, Row]]) -> str | None:
+    """The cheapest row that is not certainly behind the best one of any of these tasks.
+
+    None where no row is in every table.
+    """
+    known = [{arm: table[arm] for arm in BY_COST if arm in table} for table in tables]
+    for arm in BY_COST:
+        if known and all(arm in table and not _loses(table, arm) for table in known):
+            return arm
+    return None
+
+
+def _loses(table: Mapping[str, Row], arm: str) -> bool:
+    best = max(table, key=lambda other: table[other].mean)
+    return arm != best and clearly_behind(gap(table, arm, best))
 
 
 def clearly_behind(found: Gap | None) -> bool:

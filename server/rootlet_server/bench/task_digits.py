@@ -108,6 +108,7 @@ TASKS = (
         Task(
             name=f"digits-{depth}",
             architecture="dense" if depth < 10 else "deep dense",
+            kind="dense",
             make=partial(turned_digits, depth=depth),
             batch_size=16,
             epochs=(24,),
@@ -122,6 +123,7 @@ TASKS = (
     Task(
         name="new-classes",
         architecture="dense, new head",
+        kind="dense",
         make=new_digits,
         batch_size=16,
         epochs=(24,),

@@ -105,6 +105,7 @@ TASKS = (
     Task(
         name=NAME,
         architecture="separable CNN",
+        kind="convolution",
         make=handwriting,
         batch_size=32,
         epochs=(10,),

@@ -90,6 +90,7 @@ TASKS = (
     Task(
         name=NAME,
         architecture="inverted-bottleneck CNN",
+        kind="convolution",
         make=images,
         batch_size=16,
         epochs=(3,),

@@ -128,6 +128,7 @@ TASKS = (
     Task(
         name=NAME,
         architecture="1D CNN",
+        kind="dense",  # its convolutions are Linear layers over frames
         make=sensor,
         batch_size=16,
         epochs=(12,),

@@ -105,6 +105,7 @@ TASKS = (
     Task(
         name=NAME,
         architecture="transformer",
+        kind="attention",
         make=text,
         batch_size=16,
         epochs=(3,),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Architecture = Literal["dense", "convolution", "attention"]
 
-BLOCKS = {"rule": "dfa", "feedback": "calibrated_features", "block_size": 2}
+BLOCKS = {"rule": "dfa", "feedback": "calibrated_features", "block_size": 3}
 BY_ARCHITECTURE: dict[Architecture, dict[str, Any]] = {
     "dense": BLOCKS,
     "convolution": BLOCKS,

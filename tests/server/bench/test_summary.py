@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rootlet_server.bench.store import Store
-from rootlet_server.bench.summary import Gap, default_arm, gap, rows
+from rootlet_server.bench.summary import Gap, default_arm, default_of, gap, rows
 from rootlet_server.bench.table import scoreboard
 
 
@@ -84,9 +84,23 @@ def test_the_default_is_the_head_where_nothing_beats_it():
     assert default_arm(table) == "head"
 
 
+def test_an_architectures_default_holds_on_all_of_its_tasks():
+    """DFA ties on one task and loses on the other: backprop is what both have."""
+    good = rows(
+        records(head=[0.70, 0.71, 0.69], dfa=[0.90, 0.93, 0.88], bp=[0.91, 0.92, 0.90]), "digits-2"
+    )
+    bad = rows(
+        records(head=[0.70, 0.71, 0.69], dfa=[0.85, 0.86, 0.84], bp=[0.91, 0.92, 0.90]), "digits-2"
+    )
+    assert default_of([good]) == "dfa"
+    assert default_of([good, bad]) == "bp"
+    assert default_of([]) is None
+    assert default_of([good, {"head": good["head"]}]) is None
+
+
 def test_the_page_says_in_words_where_feedback_loses():
     kept = records(
-        head=[0.70, 0.71, 0.69], dfa=[0.85, 0.86, 0.84], bp=[0.91, 0.92, 0.90],
+        head=[0.70, 0.71, 0.69], dfa_blocks_3=[0.85, 0.86, 0.84], bp=[0.91, 0.92, 0.90],
         bp_lora=[0.88, 0.89, 0.87],
     )  # fmt: skip
     page = scoreboard(kept, "a machine")
