@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler import AlignmentReport, Built
 
-WIDTH, BATCH, RATE, CALIBRATION, TRAIN = 16, 16, 0.05, 128, 1200
+WIDTH, BATCH, RATE, CALIBRATION, TRAIN = 16, 16, 0.005, 128, 1200
 CONFIG = CompileConfig(adapter=LoraConfig(rank=16))
 START, OLD, NEW, EXACT = "at the start", "old feedback", "refreshed", "backprop"
 
@@ -108,8 +108,8 @@ def main() -> None:
     """Run, print the cosines by layer, the accuracies, and the mean gain."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=5, help="before the refresh, and after it")
-    parser.add_argument("--base-epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3, help="before the refresh, and after it")
+    parser.add_argument("--base-epochs", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print_heading("Refreshed feedback on a CNN", ("torch", "scikit-learn"))
