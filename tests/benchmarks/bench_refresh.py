@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from rootlet_server.compiler import AlignmentReport, Built
 
-WIDTH, BATCH, RATE, CALIBRATION, TRAIN = 16, 16, 0.005, 128, 1200
+WIDTH, BATCH, RATE, CALIBRATION, TRAIN = 16, 32, 0.005, 128, 1200
 CONFIG = CompileConfig(adapter=LoraConfig(rank=16))
 START, OLD, NEW, EXACT = "at the start", "old feedback", "refreshed", "backprop"
 

@@ -43,18 +43,26 @@ class FeedbackFile:
 
         Raises:
             FeedbackPartError: damaged, too large for a message, of another bundle or signer, or
-                older than one read before.
+                not newer than one read before.
         """
         if not self._path.exists():
             return b""
         part = read_part(self._path, limit=MAX_FEEDBACK_BYTES)
         if part != self._part:
-            try:
-                opened = open_part(part, self._bundle, minimum_version=self.version + 1)
-            except FeedbackPartError as error:
-                raise FeedbackPartError(f"{self._path}: {error}") from error
-            self._part, self.version = part, opened.version
+            self._part, self.version = part, self._verified(part)
         return part
+
+    def _verified(self, part: bytes) -> int:
+        try:
+            opened = open_part(part, self._bundle, minimum_version=max(1, self.version))
+        except FeedbackPartError as error:
+            raise FeedbackPartError(f"{self._path}: {error}") from error
+        if opened.version == self.version:
+            raise FeedbackPartError(
+                f"{self._path}: another part of version {self.version}, which devices would not "
+                "take again: give it a higher one"
+            )
+        return opened.version
 
     def for_round(self, round_: int) -> bytes:
         """The part for a round, or nothing where the file is refused, which the log then says."""
