@@ -44,7 +44,13 @@ def check_train_reply(
     _check_records(message, ("arrays", "metrics"))
     _check_arrays(message.content.array_records["arrays"], received)
     metrics = message.content.metric_records["metrics"]
-    names = (NUM_EXAMPLES, "loss", f"{metric}_received", f"{metric}_trained", *_TRAIN_METRICS)
+    names: tuple[str, ...] = (
+        NUM_EXAMPLES,
+        "loss",
+        f"{metric}_received",
+        f"{metric}_trained",
+        *_TRAIN_METRICS,
+    )
     if FEEDBACK_VERSION in metrics:
         names += (FEEDBACK_VERSION,)
     values = _check_metrics(metrics, names, max_examples)
