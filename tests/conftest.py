@@ -17,6 +17,10 @@ if TYPE_CHECKING:
         Ed25519PrivateKey,
         Ed25519PublicKey,
     )
+    from torch import Tensor, nn
+
+    from rootlet_server.compiler import CompileConfig
+    from rootlet_server.compiler.build import Built
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,45 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
     )
 
 
-def _compile_digits(path: Path, key_stem: Path) -> None:
+@pytest.fixture
+def mlp_built(mlp_bundle: BundleOnDisk) -> tuple[Built, Tensor, CompileConfig]:
+    """What `mlp_bundle` was compiled from: the built steps, the calibration data, the options."""
+    import torch
+    from safetensors.torch import load_file
+
+    from rootlet_server.compiler import build
+
+    model, calibration = _digits_model(), torch.from_numpy(_digits()[0][:128])
+    model.load_state_dict(load_file(mlp_bundle.path.with_name("model.safetensors")))
+    return build(model, calibration, _digits_config()), calibration, _digits_config()
+
+
+def _digits_model() -> nn.Module:
     import torch
 
-    from rootlet_server.compiler import CompileConfig, compile_bundle
-
-    x, y = _digits()
-    torch.manual_seed(0)
     model = torch.nn.Sequential()
     for i, (fan_in, fan_out) in enumerate(((64, 64), (64, 32))):
         model.add_module(f"hidden{i}", torch.nn.Linear(fan_in, fan_out))
         model.add_module(f"relu{i}", torch.nn.ReLU())
     model.add_module("head", torch.nn.Linear(32, 10))
+    return model
+
+
+def _digits_config() -> CompileConfig:
+    from rootlet_server.compiler import CompileConfig
+
+    return CompileConfig(optimizer="sgd", max_batch=32)
+
+
+def _compile_digits(path: Path, key_stem: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from rootlet_server.compiler import compile_bundle
+
+    x, y = _digits()
+    torch.manual_seed(0)
+    model = _digits_model()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     inputs, targets = torch.from_numpy(x[:600]), torch.from_numpy(y[:600])
     for _ in range(60):
@@ -90,12 +121,13 @@ def _compile_digits(path: Path, key_stem: Path) -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(inputs[part]), targets[part]).backward()
             optimizer.step()
+    save_file(model.state_dict(), path.with_name("model.safetensors"))
     key, _ = signing.generate_keypair()
     signing.save_keypair(key_stem, key)
     compile_bundle(
         model,
         calibration_x=x[:128],
-        config=CompileConfig(optimizer="sgd", max_batch=32),
+        config=_digits_config(),
         name="digits",
         version=1,
         signing_key=key,

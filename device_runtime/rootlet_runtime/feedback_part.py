@@ -125,19 +125,21 @@ def write_part(path: str | os.PathLike[str], part: bytes) -> None:
     write_atomically(Path(path), part, mode=0o644)
 
 
-def read_part(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a part, not verified yet.
+def read_part(path: str | os.PathLike[str], *, limit: int = MAX_PART_BYTES) -> bytes:
+    """The bytes of a part, not verified yet; no more than ``limit`` is read.
 
     Raises:
         FeedbackPartError: unreadable, or larger than a part may be.
     """
     try:
         with Path(path).open("rb") as file:
-            part = file.read(MAX_PART_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > limit:
+                raise FeedbackPartError(f"{path}: larger than {limit} bytes, the most for a part")
+            part = file.read(limit + 1)
     except OSError as error:
         raise FeedbackPartError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(part) > MAX_PART_BYTES:
-        raise FeedbackPartError(f"{path}: larger than {MAX_PART_BYTES} bytes, the most for a part")
+    if len(part) > limit:
+        raise FeedbackPartError(f"{path}: grew while it was read: write another and rename it")
     return part
 
 

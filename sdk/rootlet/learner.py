@@ -14,12 +14,11 @@ from rootlet.drift import ConfidenceDrift
 from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
+from rootlet.refreshed_feedback import RefreshedFeedback
 from rootlet_runtime.adapter_bank import AdapterBank
 from rootlet_runtime.array_files import ArrayFiles
 from rootlet_runtime.bundle import Bundle
-from rootlet_runtime.durable import write_atomically
-from rootlet_runtime.errors import CheckpointError, FeedbackPartError
-from rootlet_runtime.feedback_part import open_part, read_part
+from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.fit import FitProgress, FitResult, Progress
 from rootlet_runtime.manifest import TrainingDefaults
 from rootlet_runtime.quality_gate import Verdict
@@ -48,7 +47,6 @@ class Learner:
         tasks: Adapters that are kept by name.
         drift: Watches the predictions.
         verdict: The gate's last; None where there was nothing to judge, or nothing to judge by.
-        feedback_version: Of the refreshed feedback in use; 0 for the bundle's own.
     """
 
     def __init__(
@@ -70,10 +68,13 @@ class Learner:
         self._folder = folder
         self._predictor = Trainer(bundle, engine=engine)
         self._exchange = threading.Lock()
-        self._feedback = folder / "feedback.part"
-        self.feedback_version = 0
         self._restore_or_begin()
-        self._restore_feedback()
+        self._feedback = RefreshedFeedback(self.trainer, folder / "feedback.part")
+
+    @property
+    def feedback_version(self) -> int:
+        """Version of the refreshed feedback in use; 0 for the bundle's own."""
+        return self._feedback.version
 
     def predict(self, x: npt.ArrayLike, task: str | None = None) -> npt.NDArray[np.float32]:
         """Outputs ``[N, K]`` of the last finished adapter, for inputs ``[N, ...]``.
@@ -190,6 +191,7 @@ class Learner:
             checkpoint_dir=self._folder / "round",
             allowance=allowance,
             continual=self._continual,
+            feedback=self._feedback,
         )
 
     def finish(self, allowance: Allowance | None = None) -> Verdict | None:
@@ -232,12 +234,7 @@ class Learner:
             FeedbackPartError: It is not the publisher's for this bundle, or not newer.
         """
         with self.busy:
-            minimum = self.feedback_version + 1
-            opened = open_part(part, self.trainer.bundle, minimum_version=minimum)
-            self.trainer.load_feedback(opened)
-            write_atomically(self._feedback, part)
-            self.feedback_version = opened.version
-        return opened.version
+            return self._feedback.refresh(part)
 
     def release(self) -> None:
         """Frees the memory of the training graphs until they are needed, unless they are now."""
@@ -252,17 +249,6 @@ class Learner:
         with self._exchange:
             self._predictor.load_adapter(adapter)
         self.drift.begin()
-
-    def _restore_feedback(self) -> None:
-        if not self._feedback.exists():
-            return
-        try:
-            opened = open_part(read_part(self._feedback), self.trainer.bundle)
-        except FeedbackPartError as error:
-            _log.warning("training goes on with the bundle's own feedback: %s", error)
-            return
-        self.trainer.load_feedback(opened)
-        self.feedback_version = opened.version
 
     def _restore_or_begin(self) -> None:
         try:

@@ -1,7 +1,6 @@
 """A device's answers: measure, train, and refuse what the device did not agree to."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,18 @@ from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from rootlet_runtime.energy import Work, count_work
+from rootlet.refreshed_feedback import RefreshedFeedback
+from rootlet.round_work import needed_work, spent_j
 from rootlet_runtime.errors import (
     AdapterError,
     DivergedError,
+    FeedbackPartError,
     NonFiniteLossError,
     RootletError,
 )
 from rootlet_runtime.fit import FitProgress, FitResult
 from rootlet_runtime.schedule import ROUND
-from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE, Trainer
+from rootlet_runtime.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Participant:
         continual: What is replayed and distilled; None for nothing. The teacher is the adapter that
             the trainer has when the request comes: the last accepted one.
         allowance: What a round may spend, and the account that it is charged to.
+        feedback: What the trainer learns by and keeps; None for one that lasts as long as the
+            participant, and is not told to the server.
 
     Attributes:
         allowance: What a round may spend, and the account that it is charged to.
@@ -95,6 +98,7 @@ class Participant:
         checkpoint_dir: Path | None = None,
         allowance: Allowance | None = None,
         continual: Continual | None = None,
+        feedback: RefreshedFeedback | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
         self.allowance = allowance or Allowance()
@@ -104,6 +108,7 @@ class Participant:
         self._rng = rng or np.random.default_rng()
         self._checkpoint_dir = checkpoint_dir
         self._continual = continual
+        self._feedback = feedback or RefreshedFeedback(trainer)
         classes = trainer.bundle.manifest.task == "classification"
         self._metric = protocol.METRICS[0 if classes else 1]
 
@@ -116,6 +121,8 @@ class Participant:
             answer = self._answer(request, should_stop)
         except RecordError as error:
             answer = Answer({}, str(error), protocol.ERROR_MALFORMED)
+        except FeedbackPartError as error:
+            answer = Answer({}, f"the feedback part is refused: {error}", protocol.ERROR_REFUSED)
         except (RequestRefusedError, AdapterError) as error:
             answer = Answer({}, str(error), protocol.ERROR_REFUSED)
         except Exception as error:  # the app's data source or the engine: the device must live on
@@ -132,6 +139,8 @@ class Participant:
             asked = TrainRequest.from_records(request.records)
             self._check(asked)
             self._check_training(asked)
+            if asked.feedback:
+                self._feedback.receive(asked.feedback)
             return self._train(asked, request.n_bytes, should_stop)
         if request.message_type == protocol.EVALUATE:
             evaluation = EvaluateRequest.from_records(request.records)
@@ -196,9 +205,10 @@ class Participant:
             received=received.metric,
             trained=self._trainer.evaluate(measured_x, measured_y).metric,
             train_s=result.seconds,
-            energy_estimated_j=self._energy_j(result, len(measured_x)),
+            energy_estimated_j=spent_j(self._trainer.bundle.manifest, result, len(measured_x)),
             bytes_down=bytes_down,
             bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
+            feedback_version=self._feedback.version,
         )
         return Answer(reply.to_records())
 
@@ -221,47 +231,23 @@ class Participant:
         holdout = self._data.holdout()
         return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
 
-    def _energy_j(self, result: FitResult, measured: int) -> float:
-        """Estimated joules of a training, and of measuring before it and after."""
-        work = count_work(
-            self._trainer.bundle.manifest.cost,
-            train_examples=result.examples,
-            train_batches=result.steps,
-            predict_examples=2 * measured,
-            predict_batches=2 * math.ceil(measured / DEFAULT_BATCH_SIZE),
-        )
-        return work.estimated_j
-
     def _check_energy(self, asked: TrainRequest, examples: int, held_out: int) -> None:
         """Refuse a round that is known to need more energy than it may spend."""
         limit = self.allowance.limit_j
         if limit is None or self._trainer.measures_energy:
             return
-        work = self._needed(asked, examples, held_out)
+        work = needed_work(
+            self._trainer.bundle.manifest,
+            asked,
+            self._continual,
+            examples=examples,
+            held_out=held_out,
+        )
         if work.estimated_j > limit:
             raise RequestRefusedError(
                 f"the round needs {work.estimated_j:.3g} J (estimated) and this device spends at "
                 f"most {limit:.3g} J on one: ask for fewer epochs"
             )
-
-    def _needed(self, asked: TrainRequest, examples: int, held_out: int) -> Work:
-        """The steps with their replayed rows, the teacher's outputs and the latents."""
-        manifest = self._trainer.bundle.manifest
-        replay = None if self._continual is None else self._continual.replay
-        replayed = 0 if replay is None else len(replay.buffer)
-        size = min(asked.batch_size, examples + replayed)
-        rows = replay.rows_per_batch(size) if replay is not None and replayed else 0
-        steps = asked.epochs * math.ceil(examples / (size - rows))
-        encoded = 0 if manifest.latent is None else examples + held_out
-        taught = examples if self._continual is not None and self._continual.distillation else 0
-        return count_work(
-            manifest.cost,
-            train_examples=asked.epochs * examples + steps * rows,
-            train_batches=steps,
-            predict_examples=encoded + taught,
-            predict_batches=math.ceil(encoded / DEFAULT_BATCH_SIZE)
-            + math.ceil(taught / DEFAULT_BATCH_SIZE),
-        )
 
     def _check(self, asked: EvaluateRequest) -> None:
         """Refuse a request for another bundle."""

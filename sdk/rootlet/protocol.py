@@ -13,8 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from rootlet import feedback_record
 from rootlet.errors import RecordError
+from rootlet.feedback_record import FEEDBACK, MAX_FEEDBACK_BYTES, MAX_VERSION
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord, Records
+from rootlet.record_checks import check_adapter, require
 
 PROTOCOL_VERSION = 1
 
@@ -38,6 +41,9 @@ _BUNDLE_KEYS = {
     "manifest_sha256": str,
     "round": int,
 }
+_VERSION = "feedback_version"
+_TRAINED = ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up")
+_INTEGERS = {"num-examples", "bytes_down", "bytes_up", _VERSION}
 _TRAIN_KEYS = {**_BUNDLE_KEYS, "epochs": int, "batch_size": int, "learning_rate": float}
 
 Arrays = Mapping[str, np.ndarray]
@@ -63,16 +69,16 @@ class EvaluateRequest:
     round: int
 
     def __post_init__(self) -> None:
-        _check_adapter(self.adapter)
-        _require(0 < len(self.bundle) <= MAX_NAME, "bundle", self.bundle, "1 to 200 characters")
-        _require(self.bundle_version >= 1, "bundle_version", self.bundle_version, "at least 1")
-        _require(
+        check_adapter(self.adapter)
+        require(0 < len(self.bundle) <= MAX_NAME, "bundle", self.bundle, "1 to 200 characters")
+        require(self.bundle_version >= 1, "bundle_version", self.bundle_version, "at least 1")
+        require(
             _SHA256.fullmatch(self.manifest_sha256) is not None,
             "manifest_sha256",
             self.manifest_sha256,
             "64 lower-case hex digits",
         )
-        _require(self.round >= 0, "round", self.round, "at least 0")
+        require(self.round >= 0, "round", self.round, "at least 0")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
@@ -106,18 +112,27 @@ class TrainRequest(EvaluateRequest):
         epochs: Passes over the examples.
         batch_size: Examples of one step.
         learning_rate: Step size.
+        feedback: A refreshed feedback to learn by, as its publisher signed it; empty for none.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    feedback: bytes = b""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        size = len(self.feedback)
+        require(size <= MAX_FEEDBACK_BYTES, "feedback", size, f"{MAX_FEEDBACK_BYTES} bytes or less")
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _require(positive, "learning_rate", self.learning_rate, "positive and finite")
+        require(positive, "learning_rate", self.learning_rate, "positive and finite")
+
+    def to_records(self) -> Records:
+        """Return the content of the message."""
+        part = {FEEDBACK: feedback_record.to_record(self.feedback)} if self.feedback else {}
+        return {**super().to_records(), **part}
 
     @classmethod
     def from_records(cls, records: AnyRecords) -> Self:
@@ -126,8 +141,10 @@ class TrainRequest(EvaluateRequest):
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        config = _config(records, _TRAIN_KEYS)
-        return cls(adapter=dict(records["arrays"]), **config)
+        record = records.get(FEEDBACK)
+        config = _config({k: v for k, v in records.items() if k != FEEDBACK}, _TRAIN_KEYS)
+        part = b"" if record is None else feedback_record.from_record(record)
+        return cls(adapter=dict(records["arrays"]), feedback=part, **config)
 
     def _config(self) -> dict[str, int | float | str]:
         return {
@@ -155,10 +172,10 @@ class EvaluateReply:
     received: float
 
     def __post_init__(self) -> None:
-        _require(self.metric in METRICS, "metric", self.metric, f"one of {METRICS}")
-        _require(self.num_examples >= 1, "num-examples", self.num_examples, "at least 1")
+        require(self.metric in METRICS, "metric", self.metric, f"one of {METRICS}")
+        require(self.num_examples >= 1, "num-examples", self.num_examples, "at least 1")
         for name, value in self._numbers().items():
-            _require(math.isfinite(value), name, value, "finite")
+            require(math.isfinite(value), name, value, "finite")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
@@ -191,6 +208,8 @@ class TrainReply(EvaluateReply):
         energy_estimated_j: Estimated energy of training and measuring, in joules.
         bytes_down: Bytes of the request's objects.
         bytes_up: Bytes of the objects that carry the adapter.
+        feedback_version: Of the refreshed feedback that the device keeps; 0, which is not sent,
+            for none.
     """
 
     adapter: Arrays
@@ -199,12 +218,15 @@ class TrainReply(EvaluateReply):
     energy_estimated_j: float
     bytes_down: int
     bytes_up: int
+    feedback_version: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_adapter(self.adapter)
+        check_adapter(self.adapter)
         for name in ("train_s", "energy_estimated_j", "bytes_down", "bytes_up"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        version = self.feedback_version
+        require(0 <= version <= MAX_VERSION, _VERSION, version, f"0 to {MAX_VERSION}")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
@@ -221,7 +243,7 @@ class TrainReply(EvaluateReply):
         values = _metrics(
             records["metrics"],
             ("received", "trained"),
-            ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up"),
+            (*_TRAINED, _VERSION) if _VERSION in records["metrics"] else _TRAINED,
         )
         return cls(adapter=dict(records["arrays"]), **values)
 
@@ -233,19 +255,8 @@ class TrainReply(EvaluateReply):
             "energy_estimated_j": self.energy_estimated_j,
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
+            **({_VERSION: self.feedback_version} if self.feedback_version else {}),
         }
-
-
-def _require(holds: bool, name: str, value: object, bound: str) -> None:
-    if not holds:
-        raise RecordError(f"{name} is {value!r:.100}; it must be {bound}")
-
-
-def _check_adapter(adapter: Arrays) -> None:
-    _require(bool(adapter), "adapter", dict(adapter), "at least one array")
-    for name, array in adapter.items():
-        dtype = getattr(array, "dtype", type(array).__name__)
-        _require(dtype == np.float32, f"dtype of {name!r:.100}", str(dtype), "float32")
 
 
 def _check_names(what: str, found: Mapping[str, object], expected: set[str]) -> None:
@@ -269,7 +280,7 @@ def _config(records: AnyRecords, keys: Mapping[str, type]) -> dict[str, Any]:
         )
     _check_names("config", config, set(keys))
     for name, kind in keys.items():
-        _require(type(config[name]) is kind, name, config[name], f"of type {kind.__name__}")
+        require(type(config[name]) is kind, name, config[name], f"of type {kind.__name__}")
     del config["protocol"]
     return config
 
@@ -283,7 +294,7 @@ def _metrics(
     fields["num-examples"] = "num_examples"
     _check_names("metrics", record, set(fields))
     for name in fields:
-        integer = name in {"num-examples", "bytes_down", "bytes_up"}
+        integer = name in _INTEGERS
         kinds = (int,) if integer else (int, float)
-        _require(type(record[name]) in kinds, name, record[name], f"one {kinds[-1].__name__}")
+        require(type(record[name]) in kinds, name, record[name], f"one {kinds[-1].__name__}")
     return {"metric": metric, **{field: record[name] for name, field in fields.items()}}

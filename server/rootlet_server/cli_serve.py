@@ -131,6 +131,12 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help=".npz with x and y on which the server itself evaluates",
     )
+    add(
+        "--feedback",
+        type=Path,
+        metavar="FILE",
+        help="a refreshed feedback for the devices; read again before every round",
+    )
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -172,6 +178,7 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         tls_names=tuple(arguments.tls_name),
         node_keys=arguments.node_keys,
         evaluate_data=arguments.evaluate_data,
+        feedback=arguments.feedback,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rootlet.errors import RecordError
+from rootlet.feedback_record import MAX_FEEDBACK_BYTES
 from rootlet.protocol import (
     PROTOCOL_VERSION,
     EvaluateReply,
@@ -39,13 +40,19 @@ VALUES = [
 ]
 
 
+FEEDBACK_VALUES = [
+    TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, feedback=b"\x00part\xff"),
+    TrainReply(adapter=ADAPTER, **MEASURED, **TRAINED, feedback_version=2**63 - 1),
+]
+
+
 def plain(value):
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     arrays = fields.pop("adapter", {})
     return fields, {name: array.tolist() for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("value", VALUES + FEEDBACK_VALUES, ids=lambda value: type(value).__name__)
 def test_values_survive_the_journey(value):
     records = {name: dict(record) for name, record in value.to_records().items()}
     assert plain(type(value).from_records(records)) == plain(value)
@@ -159,3 +166,49 @@ def test_an_integer_learning_rate_travels_as_a_float():
 def test_an_unknown_metric_is_refused():
     with pytest.raises(RecordError, match="metric"):
         EvaluateReply(**(MEASURED | {"metric": "beauty"}))
+
+
+def test_feedback_is_a_record_of_bytes_and_a_metric_where_there_is_one():
+    request, reply = FEEDBACK_VALUES
+    records = request.to_records()
+    assert set(records) == {"arrays", "config", "feedback"}
+    assert bytes(records["feedback"]["part"]) == b"\x00part\xff"
+    assert records["config"] == VALUES[1].to_records()["config"]
+    assert reply.to_records()["metrics"]["feedback_version"] == 2**63 - 1
+    assert "feedback_version" not in VALUES[3].to_records()["metrics"]
+    with pytest.raises(RecordError, match="unknown"):
+        EvaluateRequest.from_records(VALUES[0].to_records() | {"feedback": records["feedback"]})
+
+
+class Huge(np.ndarray):
+    """An array that says how large it is and cannot be copied."""
+
+    nbytes = MAX_FEEDBACK_BYTES + 1
+
+    def tobytes(self, *_):
+        raise AssertionError("copied before its size was checked")
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ({}, "holds 'part' only"),
+        ({"part": np.ones(3, np.uint8), "more": np.ones(3, np.uint8)}, "holds 'part' only"),
+        ({"part": np.ones(3, np.float32)}, "uint8"),
+        ({"part": np.ones((3, 3), np.uint8)}, "uint8"),
+        ({"part": b"bytes"}, "uint8"),
+        ({"part": np.ones(0, np.uint8)}, "takes 0 bytes"),
+        ({"part": np.ones(1, np.uint8).view(Huge)}, f"1 to {MAX_FEEDBACK_BYTES}"),
+    ],
+)
+def test_impossible_feedback_records_are_refused(record, match):
+    with pytest.raises(RecordError, match=match):
+        TrainRequest.from_records(VALUES[1].to_records() | {"feedback": record})
+
+
+def test_feedback_that_no_message_may_carry_is_refused_where_it_is_sent():
+    with pytest.raises(RecordError, match="feedback is"):
+        dataclasses.replace(FEEDBACK_VALUES[0], feedback=bytes(MAX_FEEDBACK_BYTES + 1))
+    for version in (-1, 2**63):
+        with pytest.raises(RecordError, match="feedback_version"):
+            dataclasses.replace(FEEDBACK_VALUES[1], feedback_version=version)

@@ -54,6 +54,17 @@ def test_what_the_sdk_sends_is_accepted():
     }
 
 
+def test_the_feedback_that_a_device_holds_is_heard_and_left_out_of_the_average():
+    content = reply(feedback_version=3)
+    assert check(content)["feedback_version"] == 3
+    assert "feedback_version" not in content["metrics"]
+    for impossible in (0, -1, 1.5, float("nan")):
+        content = reply()
+        content["metrics"]["feedback_version"] = impossible
+        with pytest.raises(ReplyError, match="feedback_version"):
+            check(content)
+
+
 def test_regression_measures_an_error():
     assert check(reply(metric="error"), metric="error")["error_trained"] == 0.75
     with pytest.raises(ReplyError, match="error_received"):

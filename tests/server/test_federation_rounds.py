@@ -249,6 +249,60 @@ def test_the_servers_own_figures_are_in_the_round(plan):
     ] * 2
 
 
+class Feedback:
+    """A part that is there from the second round on, and who said that they hold it."""
+
+    part = b"version 2"
+
+    def __init__(self):
+        self.held = {}
+
+    def for_round(self, round_):
+        return self.part if round_ > 1 else b""
+
+    def lacks(self, node):
+        return self.held.get(node, 0) < 2
+
+    def heard(self, node, metrics):
+        self.held[node] = metrics.get("feedback_version", 0)
+
+
+def test_a_part_goes_to_those_who_may_lack_it(plan):
+    got = {1: [], 2: []}
+
+    def keeping(node, keeps):
+        held = [0]
+
+        def answer(message):
+            if message.metadata.message_type == "train":
+                part = TrainRequest.from_records(from_record_dict(message.content)).feedback
+                got[node].append(part)
+                held[0] = 2 if part and keeps else held[0]
+            return device(spoil=told)(message)
+
+        def told(content):
+            if "arrays" in content and held[0]:
+                content["metrics"]["feedback_version"] = held[0]
+
+        return answer
+
+    state, events, _ = run(
+        change(plan, rounds=4),
+        {1: keeping(1, keeps=True), 2: keeping(2, keeps=False)},
+        feedback=Feedback(),
+    )
+    assert got == {
+        1: [b"", b"version 2", b"", b""],
+        2: [b"", b"version 2", b"version 2", b"version 2"],
+    }
+    np.testing.assert_array_equal(state.adapter["head.bias"], np.full(3, 4, np.float32))
+    finished = [event for event in events if event.kind == "round_finished"]
+    assert [event.devices for event in finished] == [2] * 4
+    assert all("feedback_version" not in event.means for event in finished)
+    versions = [e.metrics.get("feedback_version", 0) for e in events if e.kind == "reply"]
+    assert sorted(versions[:8]) == [0] * 5 + [2] * 3
+
+
 def test_a_checkpoint_of_another_bundle_is_refused(plan):
     with pytest.raises(RoundCheckpointError, match="belongs to the bundle"):
         RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256="cd" * 32)
@@ -264,7 +318,8 @@ def test_a_damaged_checkpoint_is_refused(plan, content):
 
 
 def test_a_plan_is_read_back_as_written(plan, tmp_path):
-    for written in (plan, change(plan, evaluate_path=tmp_path / "x.npz", cohort_size=4)):
+    files = {"evaluate_path": tmp_path / "x.npz", "feedback_path": tmp_path / "f.part"}
+    for written in (plan, change(plan, **files, cohort_size=4)):
         written.save(tmp_path / "plan.json")
         assert FederationPlan.load(tmp_path / "plan.json") == written
 

@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from rootlet_server.federation.central import central_evaluation
 from rootlet_server.federation.events import EventLog, RunFinished
+from rootlet_server.federation.feedback import feedback_file
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.rounds import RoundLoop
 
@@ -24,7 +25,9 @@ def main(grid: Grid, context: Context) -> None:
     plan = FederationPlan.load(Path(str(context.run_config["plan"])))
     log = EventLog(plan.events_path)
     try:
-        loop = RoundLoop(grid, plan, log, central=central_evaluation(plan))
+        loop = RoundLoop(
+            grid, plan, log, central=central_evaluation(plan), feedback=feedback_file(plan)
+        )
         log.write(RunFinished(rounds=loop.run().round))
     except Exception as error:
         log.write(RunFinished(rounds=0, error=f"{type(error).__name__}: {error}"))

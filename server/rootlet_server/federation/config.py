@@ -41,6 +41,8 @@ class ServeConfig:
             device join, which only a loopback address allows.
         database: SQLite file that keeps Flower's nodes and runs over a restart, or None.
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
+        feedback: A refreshed feedback for the devices, read again before every round; the file may
+            come later, its folder may not. None for none.
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -69,6 +71,7 @@ class ServeConfig:
     node_keys: Path | tuple[Path, ...] | None = None
     database: Path | None = None
     evaluate_data: Path | None = None
+    feedback: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "min_devices", "max_examples"):
@@ -79,6 +82,8 @@ class ServeConfig:
         for name in ("learning_rate", "deadline_s", "wait_s"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.feedback is not None and not self.feedback.parent.is_dir():
+            raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:
             raise ServeConfigError(f"port is {self.port}; it must lie in 0..65535")
         if not self.trusted_keys:

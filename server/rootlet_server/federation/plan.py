@@ -29,9 +29,10 @@ class FederationPlan:
         max_examples: The largest number of examples by which one device may weigh.
         checkpoint_path: The adapter to start from, and where each round's adapter is saved.
         events_path: The event log.
-        bundle_path: The bundle, read only where there is evaluation data.
+        bundle_path: The bundle, read only where there is evaluation data or feedback.
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
+        feedback_path: A refreshed feedback, read again before every round, or None.
     """
 
     bundle: str
@@ -52,6 +53,7 @@ class FederationPlan:
     bundle_path: Path
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
+    feedback_path: Path | None = None
 
     @property
     def metric(self) -> str:
@@ -74,8 +76,9 @@ class FederationPlan:
             values: dict[str, Any] = json.loads(path.read_bytes())
             for name in ("checkpoint_path", "events_path", "bundle_path"):
                 values[name] = Path(values[name])
-            if values.get("evaluate_path") is not None:
-                values["evaluate_path"] = Path(values["evaluate_path"])
+            for name in ("evaluate_path", "feedback_path"):
+                if values.get(name) is not None:
+                    values[name] = Path(values[name])
             values["trusted_keys"] = tuple(values["trusted_keys"])
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:

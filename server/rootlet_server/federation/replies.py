@@ -12,11 +12,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from rootlet.errors import ProtocolError
+from rootlet.feedback_record import MAX_VERSION
 from rootlet.fleet.npy import from_npy
 from rootlet_server.errors import ReplyError
 
 NUM_EXAMPLES = "num-examples"
 _TRAIN_METRICS = ("train_s", "energy_estimated_j", "bytes_down", "bytes_up")
+FEEDBACK_VERSION = "feedback_version"
 _NPY_HEADER_BYTES = 16_384
 _MAX_FIGURE = 1e30  # so that no sum over devices, weighted by examples, leaves the finite numbers
 
@@ -34,15 +36,26 @@ def check_train_reply(
             is cut to it, in the message too.
 
     Returns:
-        The device's metrics.
+        The device's metrics, with the `feedback_version` that it may have told.
 
     Raises:
         ReplyError: the answer may not be aggregated.
     """
     _check_records(message, ("arrays", "metrics"))
     _check_arrays(message.content.array_records["arrays"], received)
-    names = (NUM_EXAMPLES, "loss", f"{metric}_received", f"{metric}_trained", *_TRAIN_METRICS)
-    return _check_metrics(message.content.metric_records["metrics"], names, max_examples)
+    metrics = message.content.metric_records["metrics"]
+    names: tuple[str, ...] = (
+        NUM_EXAMPLES,
+        "loss",
+        f"{metric}_received",
+        f"{metric}_trained",
+        *_TRAIN_METRICS,
+    )
+    if FEEDBACK_VERSION in metrics:
+        names += (FEEDBACK_VERSION,)
+    values = _check_metrics(metrics, names, max_examples)
+    metrics.pop(FEEDBACK_VERSION, None)  # FedAvg wants the same names of all
+    return values
 
 
 def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
@@ -121,6 +134,10 @@ def _check_metrics(
     count = values[NUM_EXAMPLES]
     if not isinstance(count, int) or count < 1:
         raise ReplyError(f"{NUM_EXAMPLES} is {count}; expected a whole number of at least 1")
+    if not isinstance(values.get(FEEDBACK_VERSION, 1), int):
+        raise ReplyError(
+            f"{FEEDBACK_VERSION} is {values[FEEDBACK_VERSION]:g}; expected a whole number"
+        )
     values[NUM_EXAMPLES] = metrics[NUM_EXAMPLES] = min(count, max_examples)  # what FedAvg reads
     return values
 
@@ -128,6 +145,8 @@ def _check_metrics(
 def _bounds(name: str) -> tuple[float, float]:
     if name.startswith("accuracy"):
         return 0.0, 1.0
+    if name == FEEDBACK_VERSION:
+        return 1, MAX_VERSION
     return (0.0 if name in _TRAIN_METRICS else -_MAX_FIGURE), _MAX_FIGURE
 
 

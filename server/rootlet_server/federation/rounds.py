@@ -9,7 +9,7 @@ else.
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -30,8 +30,10 @@ from rootlet_server.federation.events import (
     Waiting,
 )
 from rootlet_server.federation.exchange import Answer, exchange
+from rootlet_server.federation.feedback import FeedbackFile
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.replies import (
+    FEEDBACK_VERSION,
     NUM_EXAMPLES,
     check_evaluate_reply,
     check_train_reply,
@@ -40,14 +42,16 @@ from rootlet_server.federation.replies import (
 _ONLINE_POLL_S = 0.2
 _MAX_FAILED_ROUNDS = 3
 _SUMS = ("bytes_down", "bytes_up", "energy_estimated_j")
+_NO_MEANS = (NUM_EXAMPLES, *_SUMS, FEEDBACK_VERSION)
 
 CentralEvaluation = Callable[[Adapter], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An answer that may be averaged, and its metrics."""
+    """A node's answer that may be averaged, and its metrics."""
 
+    node: int
     message: Message
     metrics: dict[str, float]
 
@@ -62,6 +66,7 @@ class RoundLoop:
         central: Evaluates an adapter on the server's own data, or None.
         rng: Draws the cohorts; the operating system's by default, so that no device can foresee
             them.
+        feedback: A refreshed feedback for those who lack it, or None.
     """
 
     def __init__(
@@ -72,12 +77,14 @@ class RoundLoop:
         *,
         central: CentralEvaluation | None = None,
         rng: random.Random | None = None,
+        feedback: FeedbackFile | None = None,
     ) -> None:
         self._grid = grid
         self._plan = plan
         self._log = log
         self._central = central
         self._rng = rng or random.SystemRandom()
+        self._feedback = feedback
         self._strategy = FedAvg(weighted_by_key=NUM_EXAMPLES)
 
     def run(self) -> RoundCheckpoint:
@@ -125,7 +132,7 @@ class RoundLoop:
         accepted = self._collect(
             MessageType.TRAIN,
             round_,
-            self._messages(request.to_records(), cohort, MessageType.TRAIN, round_),
+            self._requests(request, cohort),
             lambda message: check_train_reply(
                 message,
                 received=before.adapter,
@@ -133,6 +140,9 @@ class RoundLoop:
                 max_examples=plan.max_examples,
             ),
         )
+        if self._feedback is not None:
+            for item in accepted:
+                self._feedback.heard(item.node, item.metrics)
         if not accepted:
             return None
         after = RoundCheckpoint(
@@ -189,6 +199,22 @@ class RoundLoop:
         size = min(len(online), plan.cohort_size or len(online))
         return sorted(self._rng.sample(online, size))
 
+    def _requests(self, request: TrainRequest, cohort: Sequence[int]) -> list[Message]:
+        """The round's requests; with the feedback part for those who may lack it."""
+        source = self._feedback
+        part = b"" if source is None else source.for_round(request.round)
+        lacking = [node for node in cohort if part and source is not None and source.lacks(node)]
+        others = [node for node in cohort if node not in lacking]
+        with_part = replace(request, feedback=part) if lacking else request
+        return [
+            message
+            for asked, nodes in ((with_part, lacking), (request, others))
+            if nodes
+            for message in self._messages(
+                asked.to_records(), nodes, MessageType.TRAIN, request.round
+            )
+        ]
+
     def _messages(
         self, records: Records, nodes: Sequence[int], kind: str, round_: int
     ) -> list[Message]:
@@ -214,7 +240,7 @@ class RoundLoop:
                     ReplyRefused(round=round_, node=answer.node, phase=phase, reason=str(error))
                 )
                 continue
-            accepted.append(Accepted(answer.message, metrics))
+            accepted.append(Accepted(answer.node, answer.message, metrics))
             self._log.write(_reply_event(round_, phase, answer, metrics))
         return accepted
 
@@ -246,7 +272,7 @@ class RoundLoop:
 def weighted_means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each metric, weighted by the numbers of examples; sums and weights are left out."""
     total = sum(item[NUM_EXAMPLES] for item in metrics)
-    names = [name for name in (metrics[0] if metrics else ()) if name not in (NUM_EXAMPLES, *_SUMS)]
+    names = [name for name in (metrics[0] if metrics else ()) if name not in _NO_MEANS]
     return {
         name: sum(item[name] * item[NUM_EXAMPLES] for item in metrics) / total for name in names
     }

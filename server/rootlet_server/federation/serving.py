@@ -27,6 +27,7 @@ from rootlet_server.federation.events import (
     RoundFinished,
     RunFinished,
 )
+from rootlet_server.federation.feedback import FeedbackFile
 from rootlet_server.federation.node_keys import key_files, load_public_key
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.process import ChildProcess
@@ -98,6 +99,8 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
         )
         out = config.out or paths.improved
         out.parent.mkdir(parents=True, exist_ok=True)  # refused now rather than after the rounds
+        if config.feedback is not None:
+            FeedbackFile(config.feedback, bundle).read()
         plan = _make_plan(config, bundle, paths)
         _prepare_checkpoint(bundle, plan)
         plan.save(paths.plan)
@@ -146,6 +149,7 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         bundle_path=config.bundle.resolve(),
         trusted_keys=tuple(public_key_hex(key) for key in config.trusted_keys),
         evaluate_path=data.resolve() if data else None,
+        feedback_path=config.feedback.resolve() if config.feedback else None,
     )
 
 
