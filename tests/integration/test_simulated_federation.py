@@ -1,9 +1,11 @@
 """A small federation over a real SuperLink, and the same one simulated: equal adapters."""
 
+import contextlib
 import random
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from rootlet.participant import Participant
 from rootlet_runtime.bundle import Bundle
@@ -63,6 +65,7 @@ def check_close(found, expected, start):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # flwr's own use
 def test_a_federation_over_a_superlink_is_the_simulated_one(mlp_bundle, start_device, tmp_path):
     population = clients_of(mlp_bundle)
 
@@ -116,14 +119,9 @@ def test_the_servers_own_round_loop_runs_on_the_simulated_grid(mlp_bundle, tmp_p
         RoundCheckpoint(
             manifest_sha256=bundle.manifest_sha256, round=0, adapter=bundle.initial_adapter()
         ).save(plan.checkpoint_path)
-        with in_a_run():
-            loop = RoundLoop(
-                VectorGrid(fleet),
-                plan,
-                EventLog(plan.events_path),
-                rng=random.Random(1),  # noqa: S311 (everybody is asked)
-            )
-            end = loop.run()
+        everybody = random.Random(1)  # noqa: S311 (all are asked, in whatever order)
+        with in_a_run(), contextlib.closing(EventLog(plan.events_path)) as log:
+            end = RoundLoop(VectorGrid(fleet), plan, log, rng=everybody).run()
         simulated = simulate(bundle, clients_of(mlp_bundle), rounds=ROUNDS, seed=SEED,
                              training=TRAINING, chunk_size=2)  # fmt: skip
         check_close(end.adapter, simulated.adapter, bundle.initial_adapter())

@@ -28,6 +28,8 @@ def run_in_python(source):
         "rootlet_server",
         "rootlet_server.federation",
         "rootlet_server.cli_serve",
+        "rootlet_server.cli_simulate",
+        "rootlet_server.simulation",
         "rootlet_server.cli",
     ],
 )
@@ -44,7 +46,7 @@ def test_the_version_is_the_distributions(capsys):
     assert capsys.readouterr().out.strip() == project["version"]
 
 
-@pytest.mark.parametrize("command", ["bundle", "device", "serve", "demo"])
+@pytest.mark.parametrize("command", ["bundle", "demo", "device", "serve", "simulate"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])

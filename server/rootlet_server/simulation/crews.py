@@ -120,6 +120,7 @@ class RayCrew:
 
         ray: Any = library  # half of it is typed
         self._ray = ray
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address == _RAY_LOCAL:
             options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}

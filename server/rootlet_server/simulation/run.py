@@ -194,6 +194,8 @@ def _run(  # noqa: PLR0917 (one caller)
         loss, metric = (math.nan, math.nan) if central is None else central.measure(adapter)
         journal.finish(RoundRecord(round=0, central_loss=loss, central_metric=metric), position)
     else:
+        order = loop.fleet.bundle.manifest.adapter  # some strategies go by position
+        position.adapter = {spec.name: position.adapter[spec.name] for spec in order}
         restore(loop.strategy, position.strategy)
         loop.resume(position)
     while position.round < rounds:

@@ -65,7 +65,7 @@ def state_of(strategy: Strategy) -> dict[str, npt.NDArray[Any]]:
         elif isinstance(value, dict) and value and _all_arrays(value.values()):
             found |= {f"{name}/{key}": each for key, each in value.items()}
         elif isinstance(value, list) and value and _all_arrays(value):
-            found |= {f"{name}[{index}]": each for index, each in enumerate(value)}
+            found |= {f"{name}[{index:06d}]": each for index, each in enumerate(value)}
         elif hasattr(value, "to_numpy_ndarrays"):
             found |= {f"{name}:{key}": array.numpy() for key, array in value.items()}
         elif value is not None and not (isinstance(value, dict | list) and not value):
@@ -83,7 +83,7 @@ def restore(strategy: Strategy, saved: Arrays) -> None:
     groups: dict[str, dict[str, npt.NDArray[Any]]] = {}
     records: dict[str, dict[str, npt.NDArray[Any]]] = {}
     lists: dict[str, list[npt.NDArray[Any]]] = {}
-    for key in saved:
+    for key in sorted(saved):
         for mark, into in (("/", groups), (":", records)):
             name, found, rest = key.partition(mark)
             if found:

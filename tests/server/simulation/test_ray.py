@@ -34,6 +34,8 @@ def listening_addresses():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves sockets to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ray_on_this_machine_gives_the_same_bits(bundle, population, training, monkeypatch):
     monkeypatch.setenv("ROOTLET_TEST_RAY", "1")
     options = {"rounds": 2, "seed": 9, "training": training, "chunk_size": 5}
