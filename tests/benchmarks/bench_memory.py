@@ -40,6 +40,7 @@ PAGE_MIB = 4 / 1024  # the least that a growth counts as
 ROOTLET, TORCH = "rootlet_runtime, int8 dfa", "torch eager"
 A_LEARNS = "rootlet_runtime, int8 dfa, A learns"
 BUNDLES = {
+    "rootlet_runtime, the default rule": {},
     ROOTLET: {"base_dtype": "int8", "rule": "dfa"},
     A_LEARNS: {"rule": "dfa", "adapter": LoraConfig(kind="lora")},
     "rootlet_runtime, int8 backprop": {"rule": "backprop", "backward": "int8"},

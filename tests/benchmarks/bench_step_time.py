@@ -57,7 +57,9 @@ GOAL = 0.35
 BACKPROP_GOAL = 0.6  # of the time of backprop with the same base, in int8 both ways
 DEEP, DEEP_GOAL = "4-blocks-d384-t64", 0.25
 LEARNING_RATE = 0.01
+DEFAULT = "the default rule"
 GRAPHS = {
+    DEFAULT: {},
     "int8 dfa": {"base_dtype": "int8", "rule": "dfa"},
     "int8 dfa, A learns": {"rule": "dfa", "adapter": LoraConfig(kind="lora")},
     "int8 backprop": {"base_dtype": "int8", "rule": "backprop", "backward": "int8"},
@@ -201,9 +203,9 @@ def main() -> None:
     header = ("model", "batch", "contestant", "processor ms", "ratio to torch", "ratio, wall time")
     print_table(header, (result.row() for result in found))
     for model in args.models:
-        int8, learns, backprop = (
+        default, int8, learns, backprop = (
             [r for r in found if r.model == model and r.who == who]
-            for who in ("int8 dfa", "int8 dfa, A learns", "int8 backprop")
+            for who in (DEFAULT, "int8 dfa", "int8 dfa, A learns", "int8 backprop")
         )
         worst = max(quartiles(r.cpu_ratio)[1] for r in int8)
         goal = DEEP_GOAL if model == DEEP else GOAL
@@ -212,10 +214,11 @@ def main() -> None:
             ratios = [a / b for a, b in zip(own.cpu_ms, other.cpu_ms, strict=True)]
             spread = with_spread(ratios)
             print(f"int8 dfa, A frozen / A learns, {model}, batch {own.batch}: ratio {spread}")
-        for own, other in zip(int8, backprop, strict=True):
-            ratios = [a / b for a, b in zip(own.cpu_ms, other.cpu_ms, strict=True)]
-            spread = f"{with_spread(ratios)}, {verdict(quartiles(ratios)[1], BACKPROP_GOAL)}"
-            print(f"int8 dfa / int8 backprop, {model}, batch {own.batch}: ratio {spread}")
+        for arm in (default, int8):
+            for own, other in zip(arm, backprop, strict=True):
+                ratios = [a / b for a, b in zip(own.cpu_ms, other.cpu_ms, strict=True)]
+                spread = f"{with_spread(ratios)}, {verdict(quartiles(ratios)[1], BACKPROP_GOAL)}"
+                print(f"{own.who} / int8 backprop, {model}, batch {own.batch}: ratio {spread}")
 
 
 if __name__ == "__main__":
