@@ -9,8 +9,8 @@ from typing import Any
 _DESCRIPTION = """\
 Runs the fixed suite of learning tasks on real data and real pretrained models, every rule tuned
 with the same budget, and writes a table and plots. Finished cells are kept in DIR/cells.jsonl, so
-that an interrupted run goes on where it stopped. A full run takes about an hour on two cores; name
-tasks and rules for less, or --quick for a look at one task in under three minutes."""
+that an interrupted run goes on where it stopped. A full run takes hours on two cores: name tasks
+and rules for less, or --quick for a look at one task."""
 
 
 def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -32,6 +32,8 @@ def add_bench_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add("--workers", type=_at_least_one, default=2, metavar="N", help="processes (default: 2)")
     add("--quick", action="store_true",
         help="one task, four rows, two seeds: does it run?")  # fmt: skip
+    add("--report", action="store_true",
+        help="run nothing: write the page of the cells that are kept")  # fmt: skip
     add("--no-cost", action="store_true", help="leave out times, memory and bytes")
     add("--no-private", action="store_true", help="leave out the private rows")
     add("--no-continual", action="store_true", help="leave out the five-task sequence")
@@ -78,6 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
         cost=not arguments.no_cost,
         private=not arguments.no_private,
         continual=not arguments.no_continual,
+        report=arguments.report,
     )
     run_bench(config, console)
     return 0

@@ -58,6 +58,7 @@ class BenchConfig:
         workers: processes of one thread each.
         quick: one task, four rows, two seeds, no costs and no private rows.
         cost, private, continual: whether these parts run.
+        report: run nothing; the page of what is kept.
     """
 
     out: Path
@@ -69,6 +70,7 @@ class BenchConfig:
     cost: bool = True
     private: bool = True
     continual: bool = True
+    report: bool = False
 
     def __post_init__(self) -> None:
         for what, given, known in (("task", self.tasks, TASKS), ("rule", self.arms, ARMS)):
@@ -93,7 +95,14 @@ def run_bench(config: BenchConfig, console: Console) -> Path:
 
     def work(title: str, cells: Iterable[Any], workers: int) -> list[dict[str, Any]]:
         with _shown(console, title) as progress:
-            return work_off(cells, store, workers=workers, follow=follow, progress=progress)
+            return work_off(
+                cells,
+                store,
+                workers=workers,
+                stored_only=config.report,
+                follow=follow,
+                progress=progress,
+            )
 
     records = work("accuracy", first_cells(tasks, arms, seeds), config.workers)
     if config.private and not config.quick:

@@ -28,6 +28,7 @@ def work_off(
     store: Store,
     *,
     workers: int,
+    stored_only: bool = False,
     follow: Callable[[Any, dict[str, Any]], list[Any]] = lambda cell, record: [],
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> list[dict[str, Any]]:
@@ -38,6 +39,7 @@ def work_off(
             between our own processes.
         store: where records go.
         workers: processes.
+        stored_only: leave out what the store does not hold, and run nothing.
         follow: cells that a finished one calls for.
         progress: called with (finished, all known, the latest cell's name).
 
@@ -52,12 +54,16 @@ def work_off(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:
             for cell in waiting:
+                if stored_only and cell.key not in store:
+                    continue
                 total += 1
                 if cell.key in store:
                     running[_finished(store[cell.key])] = cell
                 else:
                     running[pool.submit(_run, cell)] = cell
             waiting = []
+            if not running:
+                break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 cell, record = running.pop(future), future.result()

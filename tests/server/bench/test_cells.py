@@ -8,6 +8,8 @@ from rootlet_server.bench.continual_cells import (
     VALIDATION_SEED,
     continual_section,
 )
+from rootlet_server.bench.run import work_off
+from rootlet_server.bench.store import Store
 from rootlet_server.bench.summary import by_epsilon
 
 
@@ -74,3 +76,11 @@ def test_the_page_says_whether_replay_halves_forgetting():
     assert "dfa 0.40 (0.60 at the same rate; goal 0.5: met)" in page
     assert "| naive (0.001) | 50.0 +- 0.0 | 60.0 +- 14.1 |" in page
     assert "**missed**" in continual_section([record(0, 0.5, 0.4)])
+
+
+def test_a_report_runs_nothing_and_leaves_out_what_is_not_kept(tmp_path):
+    store = Store(tmp_path / "cells.jsonl")
+    kept, missing = continual_cells.first_cells()[:2]
+    store.add({"key": kept.key, "measures": []})
+    assert work_off([kept, missing], store, workers=1, stored_only=True) == [store[kept.key]]
+    assert work_off([missing], store, workers=1, stored_only=True) == []
