@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from rootlet_server.training.bounds import one_of, whole, within
 from rootlet_server.training.errors import FullTrainingConfigError
 
 Task = Literal["classification", "regression"]
@@ -24,26 +24,6 @@ Device = Literal["auto", "cpu", "cuda"]
 
 WHOLE_BATCH = ("lbfgs", "hessian_free")  # the loss must be the same function in every evaluation
 SECOND_ORDER = ("sophia", "kfac", *WHOLE_BATCH)
-
-
-def _one_of(name: str, value: object, choices: object) -> None:
-    if value not in get_args(choices):
-        allowed = ", ".join(map(repr, get_args(choices)))
-        raise FullTrainingConfigError(f"{name}={value!r} is not one of {allowed}.")
-
-
-def _whole(name: str, value: object, least: int = 1, remedy: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise FullTrainingConfigError(
-            f"{name}={value!r} must be a whole number of at least {least}. {remedy}".rstrip()
-        )
-
-
-def _within(name: str, value: float, low: float, high: float, remedy: str = "") -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise FullTrainingConfigError(
-            f"{name}={value!r} must lie in {low:g}..{high:g}. {remedy}".rstrip()
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +47,12 @@ class OptimizerConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.name", self.name, OptimizerName)
-        _within("optimizer.learning_rate", self.learning_rate, 1e-12, 1e3, "1e-3 suits adamw.")
-        _within("optimizer.weight_decay", self.weight_decay, 0, 10)
-        _within("optimizer.sam_rho", self.sam_rho, 0, 10, "0.05 is usual; 0 is off.")
+        one_of("optimizer.name", self.name, OptimizerName)
+        within("optimizer.learning_rate", self.learning_rate, 1e-12, 1e3, "1e-3 suits adamw.")
+        within("optimizer.weight_decay", self.weight_decay, 0, 10)
+        within("optimizer.sam_rho", self.sam_rho, 0, 10, "0.05 is usual; 0 is off.")
         if self.max_grad_norm is not None:
-            _within("optimizer.max_grad_norm", self.max_grad_norm, 1e-9, 1e9, "1 is usual.")
+            within("optimizer.max_grad_norm", self.max_grad_norm, 1e-9, 1e9, "1 is usual.")
         if self.sam_rho and self.name in SECOND_ORDER:
             raise FullTrainingConfigError(
                 f"optimizer.sam_rho={self.sam_rho} goes around first-order optimisers; "
@@ -97,9 +77,9 @@ class ScheduleConfig:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _one_of("schedule.decay", self.decay, Decay)
-        _within("schedule.warmup", self.warmup, 0, 0.9, "0.05 is usual.")
-        _within("schedule.final", self.final, 0, 1)
+        one_of("schedule.decay", self.decay, Decay)
+        within("schedule.warmup", self.warmup, 0, 0.9, "0.05 is usual.")
+        within("schedule.final", self.final, 0, 1)
         if self.decay == "one_cycle" and not self.warmup:
             raise FullTrainingConfigError("schedule.warmup=0: one_cycle rises first; 0.3 is usual.")
 
@@ -141,11 +121,11 @@ class EngineConfig:
             ("device", Device), ("strategy", Strategy), ("precision", Precision),
             ("compression", Compression),
         ):  # fmt: skip
-            _one_of(f"engine.{name}", getattr(self, name), choices)
-        _whole("engine.processes", self.processes)
-        _whole("engine.accumulation", self.accumulation)
-        _whole("engine.check_every", self.check_every)
-        _whole("engine.workers", self.workers, 0)
+            one_of(f"engine.{name}", getattr(self, name), choices)
+        whole("engine.processes", self.processes)
+        whole("engine.accumulation", self.accumulation)
+        whole("engine.check_every", self.check_every)
+        whole("engine.workers", self.workers, 0)
         for broken, message in (
             (self.strategy == "single" and self.processes > 1,
              f"engine.processes={self.processes}: strategy='single' is one process. "
@@ -185,8 +165,8 @@ class CentralPrivacy:
     noise_multiplier: float | None = None
 
     def __post_init__(self) -> None:
-        _within("privacy.max_grad_norm", self.max_grad_norm, 1e-9, 1e9, "1 is usual.")
-        _within("privacy.delta", self.delta, 1e-300, 0.5, "1e-5 is usual.")
+        within("privacy.max_grad_norm", self.max_grad_norm, 1e-9, 1e9, "1 is usual.")
+        within("privacy.delta", self.delta, 1e-300, 0.5, "1e-5 is usual.")
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise FullTrainingConfigError(
                 f"privacy.target_epsilon={self.target_epsilon!r} and privacy.noise_multiplier="
@@ -194,7 +174,7 @@ class CentralPrivacy:
             )
         for name in ("target_epsilon", "noise_multiplier"):
             if (value := getattr(self, name)) is not None:
-                _within(f"privacy.{name}", value, 1e-3, 1e4)
+                within(f"privacy.{name}", value, 1e-3, 1e4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,17 +221,17 @@ class FullTrainingConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, Task)
-        _one_of("averaging", self.averaging, Averaging)
-        _one_of("quantiser", self.quantiser, Quantiser)
+        one_of("task", self.task, Task)
+        one_of("averaging", self.averaging, Averaging)
+        one_of("quantiser", self.quantiser, Quantiser)
         if self.weight_bits not in (4, 8):
             raise FullTrainingConfigError(f"weight_bits={self.weight_bits!r} must be 8 or 4.")
         for name, least in (
             ("epochs", 1), ("batch_size", 1), ("keep", 1), ("log_every", 1), ("seed", 0),
             ("checkpoint_every", 0), ("evaluate_every", 0),
         ):  # fmt: skip
-            _whole(name, getattr(self, name), least)
-        _within("ema_decay", self.ema_decay, 0, 1 - 1e-9, "0.999 is usual.")
+            whole(name, getattr(self, name), least)
+        within("ema_decay", self.ema_decay, 0, 1 - 1e-9, "0.999 is usual.")
         parts = self.engine.processes * self.engine.accumulation
         if self.batch_size % parts:
             raise FullTrainingConfigError(
