@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 QUICK_TASKS, QUICK_ARMS, QUICK_SEEDS = ("digits-2",), ("head", "bp-lora", "bp", "dfa"), 2
 PRIVATE_SEEDS = 3
 COST_ARMS = (
-    "bp", "bp-int8", "bp-checkpointed", "bp-lora", "bp-float32", "dfa", "dfa-features",
-    "dfa-blocks", "dfa-blocks-3", "dfa-lora", "dfa-float32", "head",
+    "bp", "bp-int8", "bp-checkpointed", "bp-lora", "bp-float32", "dfa", "dfa-blocks",
+    "dfa-blocks-3", "dfa-lora", "head",
 )  # fmt: skip
 CELLS, PAGE = "cells.jsonl", "learning.md"
 
