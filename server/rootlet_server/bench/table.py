@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Records = Sequence[Mapping[str, Any]]
 
 MEAN_GOAL, TASK_GOAL, HEAD_GOAL = 0.7, 1.5, 3.0
+EXACT = 0.9999  # cosine
 
 
 def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -150,6 +151,15 @@ def verdicts(tables: Mapping[str, Mapping[str, Row]]) -> str:
         f"averaged over {len(whole)} tasks (goal: at least -{MEAN_GOAL}): "
         f"{_met(mean_bp >= -MEAN_GOAL)}."
     )
+    exact = [task for task, table in whole.items() if _is_exact(table[DEFAULT])]
+    if exact:
+        rest = [found.points for task, found in to_bp.items() if found and task not in exact]
+        mean = float(np.mean(rest)) if rest else math.nan
+        lines.append(
+            f"On {', '.join(exact)} no more layers are adapted than a block holds, and it *is* "
+            f"backprop; over the {len(rest)} other tasks it is {mean:+.2f} points from it (goal: "
+            f"at least -{MEAN_GOAL}): {_met(mean >= -MEAN_GOAL)}."
+        )
     worst = min(to_bp, key=lambda task: to_bp[task].points)  # type: ignore[union-attr]
     low = to_bp[worst].points  # type: ignore[union-attr]
     lines.append(
@@ -180,6 +190,11 @@ def verdicts(tables: Mapping[str, Mapping[str, Row]]) -> str:
         if found and clearly_behind(found)
     ]
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _is_exact(row: Row) -> bool:
+    """Whether its gradients were the true ones at the start, on every layer."""
+    return all(start is not None and start > EXACT for _, start, _ in row.cosines)
 
 
 def _met(holds: bool) -> str:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 # The scoreboard's name of a row -> accuracy at each epsilon.
 ACCURACY: dict[str, dict[float, float]] = {
-    "head": {8.0: 0.0, 4.0: 0.0, 1.0: 0.0},
-    "bp-lora": {8.0: 0.0, 4.0: 0.0, 1.0: 0.0},
-    "bp": {8.0: 0.0, 4.0: 0.0, 1.0: 0.0},
-    "dfa": {8.0: 0.0, 4.0: 0.0, 1.0: 0.0},
-    "dfa-blocks-3": {8.0: 0.0, 4.0: 0.0, 1.0: 0.0},
+    "head": {8.0: 70.6, 4.0: 66.1, 1.0: 47.0},
+    "bp-lora": {8.0: 74.6, 4.0: 71.0, 1.0: 50.0},
+    "bp": {8.0: 80.6, 4.0: 76.7, 1.0: 60.4},
+    "dfa": {8.0: 70.0, 4.0: 64.0, 1.0: 47.9},
+    "dfa-blocks-3": {8.0: 79.6, 4.0: 75.8, 1.0: 58.6},
 }
 WORTH_SAYING = 2.0  # points; less is within two standard errors of the test set
 SETTINGS = {
