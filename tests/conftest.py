@@ -102,7 +102,7 @@ def _digits_model() -> nn.Module:
 def _digits_config() -> CompileConfig:
     from rootlet_server.compiler import CompileConfig
 
-    return CompileConfig(optimizer="sgd", max_batch=32)
+    return CompileConfig(rule="dfa", optimizer="sgd", max_batch=32)
 
 
 def _compile_digits(path: Path, key_stem: Path) -> None:

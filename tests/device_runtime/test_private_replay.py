@@ -76,7 +76,7 @@ def test_samples_are_drawn_from_fresh_and_kept_examples_alike(trainer, buffer, m
     monkeypatch.setattr(
         private_fit, "poisson_sample", lambda n, q: asked.append((n, q)) or sample(n, q)
     )
-    sure = replace(MECHANISM, sample_rate=1.0, noise_multiplier=1e-3)
+    sure = replace(MECHANISM, sample_rate=1.0, noise_multiplier=0.01)
     both = tuple(np.concatenate(parts) for parts in zip(second, first, strict=True))
     start = trainer.adapter
     fit(trainer, buffer, second, privacy=sure)
@@ -87,7 +87,7 @@ def test_samples_are_drawn_from_fresh_and_kept_examples_alike(trainer, buffer, m
     # Two draws of noise apart: six standard deviations of their difference.
     apart = 6 * 2**0.5 * 0.1 * sure.noise_multiplier * sure.max_grad_norm / 24
     for name, value in trainer.adapter.items():
-        assert np.abs(value - start[name]).max() > 10 * apart
+        assert np.abs(value - start[name]).max() > 3 * apart
         np.testing.assert_allclose(found[name], value, rtol=0, atol=apart)
     assert not buffer.uses.any()  # who was drawn is a secret
 

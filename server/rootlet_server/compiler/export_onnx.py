@@ -63,6 +63,7 @@ def to_onnx(captured: Captured) -> onnx.ModelProto:
     _strip(model)
     int4.write_int4(model)
     fuse_updates(model)
+    _name_each_use(model)
     _check(model, captured)
     return model
 
@@ -82,6 +83,26 @@ def _strip(model: onnx.ModelProto) -> None:
         item.doc_string = ""
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
+
+
+def _name_each_use(model: onnx.ModelProto) -> None:
+    """A name of its own for every use of a weight in an integer product; the bytes stay shared.
+
+    On processors without dot products of bytes (AVX2 alone) ONNX Runtime 1.32 rewrites the weight
+    of each MatMulInteger under a name made from its own, and fails where two nodes read one weight.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type != "MatMulInteger" or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            node.input[1] = f"{name}/use{seen[name]}"
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(weights[name])
+            copy.name = node.input[1]
 
 
 def _check(model: onnx.ModelProto, captured: Captured) -> None:

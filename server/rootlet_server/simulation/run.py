@@ -196,7 +196,7 @@ def _run(  # noqa: PLR0917 (one caller)
     else:
         order = loop.fleet.bundle.manifest.adapter  # some strategies go by position
         position.adapter = {spec.name: position.adapter[spec.name] for spec in order}
-        restore(loop.strategy, position.strategy)
+        restore(loop.strategy, position.strategy, list(position.adapter))
         loop.resume(position)
     while position.round < rounds:
         begun = time.monotonic()

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from rootlet_server.errors import PreAggregationError, SimulationStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     from flwr.serverapp.strategy import Strategy
@@ -76,8 +76,15 @@ def state_of(strategy: Strategy) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def restore(strategy: Strategy, saved: Arrays) -> None:
-    """Puts back what :func:`state_of` found."""
+def restore(strategy: Strategy, saved: Arrays, order: Sequence[str]) -> None:
+    """Puts back what :func:`state_of` found.
+
+    Args:
+        strategy: as it was made.
+        saved: its state.
+        order: the adapter's names, in the order in which clients answer: strategies pair tensors
+            by place.
+    """
     from flwr.app import Array, ArrayRecord  # noqa: PLC0415
 
     groups: dict[str, dict[str, npt.NDArray[Any]]] = {}
@@ -100,7 +107,8 @@ def restore(strategy: Strategy, saved: Arrays) -> None:
     for name, values in (*groups.items(), *lists.items()):
         setattr(strategy, name, values)
     for name, arrays in records.items():
-        setattr(strategy, name, ArrayRecord({k: Array(v) for k, v in arrays.items()}))
+        names = [k for k in order if k in arrays] + [k for k in arrays if k not in order]
+        setattr(strategy, name, ArrayRecord({k: Array(arrays[k]) for k in names}))
 
 
 def _all_arrays(values: Any) -> bool:

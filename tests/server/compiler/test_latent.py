@@ -26,8 +26,15 @@ WHOLE = {
 }
 
 
+# The first layer of these could carry an adapter, and then nothing lies before it.
+FIRST_LEFT_OUT = {"residual_cnn", "conv1d", "vit", "vit_timm_class_token", "uint8_cnn"}
+
+
 def halves(lab, name: str, **options):
     built = lab.built(name, **options)
+    if name in FIRST_LEFT_OUT:
+        _, *later = dict.fromkeys(site.module for site in built.step.learner.sites)
+        built = lab.built(name, target_modules=tuple(later), **options)
     learner = built.step.learner
     return built, cut(learner.program, learner.sites, learner.head)
 

@@ -234,7 +234,7 @@ def test_labels(tmp_path):
         (lambda: LoraConfig(kind="svd"), "kind='svd' is not one of 'calibrated', 'lora'"),
         (lambda: LoraConfig(target_modules="head"), "must be a tuple of strings"),
         (lambda: CompileConfig(task="ranking"), "task='ranking' is not one of 'classification'"),
-        (lambda: CompileConfig(rule="hebb"), "rule='hebb' is not one of 'dfa', 'backprop'"),
+        (lambda: CompileConfig(rule="hebb"), "rule='hebb' is not one of 'auto', 'dfa', 'backprop'"),
         (lambda: CompileConfig(feedback="symmetric"), "feedback='symmetric' is not one of"),
         (lambda: CompileConfig(base_dtype="int2"), "base_dtype='int2' is not one of"),
         (lambda: CompileConfig(feedback_positions="all"), "feedback_positions='all' is not one"),

@@ -82,7 +82,7 @@ def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     key, _ = signing.generate_keypair()
     config = CompileConfig(
-        **{"optimizer": "sgd", **options}, max_batch=16, adapter=LoraConfig(rank=2)
+        **{"rule": "dfa", "optimizer": "sgd", **options}, max_batch=16, adapter=LoraConfig(rank=2)
     )
     compiled = compile_bundle(
         make().eval(), calibration_x=x[:32], config=config, name="family", version=1,

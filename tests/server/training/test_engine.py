@@ -103,5 +103,5 @@ def test_averages_are_those_of_the_weights(averaging, nets):
     expected = 6.5 if averaging == "swa" else sum(w / 2 ** (8 - w) for w in range(8))
     assert float(averages.values[0]) == pytest.approx(expected)
     with averages.in_place():
-        assert float(model.weight) == pytest.approx(expected)
-    assert float(model.weight) == 7.0
+        assert float(model.weight.detach()) == pytest.approx(expected)
+    assert float(model.weight.detach()) == 7.0
