@@ -24,7 +24,7 @@ def add_simulate_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add("file", type=Path, metavar="FILE", help="the simulation, in TOML")
     add("--out", type=Path, default=Path("rootlet-simulation"), metavar="DIR",
         help="where rounds and results are kept (default: ./%(default)s)")  # fmt: skip
-    add("--workers", metavar="N", help="processes, or ray://local or a Ray client's address")
+    add("--workers", metavar="N", help="processes, or a Ray client's address")
     add("--rounds", type=int, metavar="N", help="instead of the file's")
 
 

@@ -104,11 +104,11 @@ class ProcessCrew:
 
 
 class RayCrew:
-    """Ray actors, on this machine or over a cluster; they return sums, never single updates.
+    """Ray actors over a cluster; they return sums, never single updates.
 
     Args:
         job: for all of them.
-        address: ``ray://local`` starts Ray here, on 127.0.0.1 only; else a Ray client's address.
+        address: a Ray client's.
         size: how many actors; None for one on each core of the cluster.
 
     Raises:
@@ -122,11 +122,7 @@ class RayCrew:
         self._ray = ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address == _RAY_LOCAL:
-            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            options |= {"num_cpus": size or os.cpu_count()}
-        else:
-            options |= {"address": address}
+        options |= {"address": address}
         self._started = not ray.is_initialized()
         try:
             if self._started:
@@ -187,7 +183,13 @@ def hire(job: Job, workers: int | str) -> Crew:
     if isinstance(workers, str):
         if not workers.startswith(_RAY):
             raise SimulationConfigError(
-                f"workers {workers!r}: a number of processes, 'ray://local' or 'ray://HOST:PORT'"
+                f"workers {workers!r}: a number of processes, or 'ray://HOST:PORT'"
+            )
+        if workers == _RAY_LOCAL:
+            raise SimulationConfigError(
+                "workers 'ray://local': Ray 2.55 listens on every address of a machine, also where "
+                "it is told 127.0.0.1, so it is not started from here; use workers=N, or start a "
+                "cluster behind a firewall and name it by ray://HOST:PORT"
             )
         return RayCrew(job, workers)
     if workers < 1:

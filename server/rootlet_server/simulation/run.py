@@ -97,7 +97,7 @@ def simulate(
         cohort_size: clients of a round, drawn uniformly; None offers the strategy everybody. In
             buffered rounds, how many train at a time.
         seed: of everything that is random.
-        workers: processes of this machine, or ``ray://local`` or a Ray client's address.
+        workers: processes of this machine, or a Ray client's address.
         privacy: clips each device's update and adds noise to the sum; see ``privacy``.
         secure_aggregation: adds updates up in the integers of secure aggregation.
         availability: when clients are there; None for always.

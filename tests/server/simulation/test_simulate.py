@@ -132,7 +132,7 @@ def test_a_strategy_that_reads_single_replies_gets_them(run):
     for options in (
         {"privacy": DevicePrivacy(clipping_norm=1.0, noise_multiplier=1.0), "cohort_size": 4},
         {"secure_aggregation": SecureAggregation(bound=1.0)},
-        {"workers": "ray://local"},
+        {"workers": "ray://127.0.0.1:10001"},
     ):
         with pytest.raises(PreAggregationError, match="FedMedian"):
             run(strategy=median(), **options)
