@@ -121,12 +121,10 @@ class RayCrew:
         ray: Any = library  # half of it is typed
         self._ray = ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        options |= {"address": address}
         self._started = not ray.is_initialized()
         try:
             if self._started:
-                ray.init(**options)
+                ray.init(address=address, log_to_driver=False, logging_level="error")
             self.size = size or max(1, int(ray.cluster_resources().get("CPU", 1)))
             packed = ray.put(_packed(job))
             actor = ray.remote(num_cpus=1)(_RayWorker)
