@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 
 from rootlet_runtime.optimizers import OPTIMIZERS
 from rootlet_server.compiler.config import LARGEST_BATCH
@@ -208,8 +215,15 @@ def _trace_autograd(
         return function(dict(zip(keys, frozen_values, strict=True)), batch, learned)
 
     batch = _with_distinct_batch(batch, [*frozen.values(), *learned])
-    tracer = make_fx(flat, tracing_mode="symbolic", decomposition_table=export_decompositions())
-    traced = tracer([frozen[k] for k in keys], batch, learned)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    # make_fx's own "symbolic" leaves every size open, and solves equations over them
+    with mode, enable_python_dispatcher():
+        inputs = [
+            [mode.from_tensor(frozen[k], static_shapes=True) for k in keys],
+            [mode.from_tensor(t, symbolic_context=_open_batch(t)) for t in batch],
+            [mode.from_tensor(t, static_shapes=True) for t in learned],
+        ]
+        traced = make_fx(flat, decomposition_table=export_decompositions())(*inputs)
     traced.graph.eliminate_dead_code()
     traced.recompile()
 
@@ -219,6 +233,11 @@ def _trace_autograd(
         return traced([frozen[k] for k in keys], batch, learned)  # type: ignore[no-any-return]
 
     return replay
+
+
+def _open_batch(t: Tensor) -> StatelessSymbolicContext[Any, Any]:
+    sizes = [DimDynamic.DUCK if t.dim() and i == 0 else DimDynamic.STATIC for i in range(t.dim())]
+    return StatelessSymbolicContext(dynamic_sizes=sizes)
 
 
 def _with_distinct_batch(batch: list[Tensor], others: list[Tensor]) -> list[Tensor]:
