@@ -121,7 +121,9 @@ def test_a_bundle_is_made_and_its_manifest_tells_what_it_is(lab, tmp_path):
     compiled = compile_bundle(
         case.model,
         calibration_x=case.x.numpy(),
-        config=CompileConfig(adapter=LoraConfig(rank=4, alpha=12), labels=tuple("abcde")),
+        config=CompileConfig(
+            rule="dfa", adapter=LoraConfig(rank=4, alpha=12), labels=tuple("abcde")
+        ),
         name="zoo",
         version=3,
         signing_key=key,
@@ -137,6 +139,6 @@ def test_a_bundle_is_made_and_its_manifest_tells_what_it_is(lab, tmp_path):
     assert [spec.name for spec in manifest.adapter] == [
         "first.lora_B", "second.lora_B", "head.weight", "head.bias",
     ]  # fmt: skip
-    assert manifest.cost["predict_macs_int8"] == 12 * 24 + 24 * 16
+    assert manifest.cost["predict_macs_int8"] == 12 * 24 + 24 * 16 + (12 + 24) * 4  # and A
     assert manifest.cost["train_macs_float32"] > manifest.cost["predict_macs_float32"]
     assert said[0] == "tracing and calibrating"

@@ -14,12 +14,22 @@ def relative(found, expected):
 
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn"])
 def test_an_int8_a_hardly_moves_the_gradients_and_takes_a_fraction_of_the_bytes(lab, name):
-    """An entry of A moves by 1/254 of its column's largest; one of A h by less than five such."""
+    """The gradient of B is G A, with G of the outputs' errors and the inputs: it is linear in A.
+
+    At the start, where B is 0, the outputs do not depend on A: the two G are the same. An entry of
+    A moves by at most 1/254 of its column's largest, so a column of G A by |G| |a_j| / 254, and
+    G A itself is at least |G| |a_1| where errors follow the inputs' main direction. Of r columns
+    the relative movement is below sqrt(r) max|a_j| / |a_1| / 254: whitened, the last columns are
+    the longest, and int8 costs them most. (After some steps the bound says nothing: a gate or a
+    code of an int8 activation that flips moves a small network's gradients by far more.)
+    """
     case = lab.case(name)
-    exact, int8 = (lab.stirred(lab.built(name, a_dtype=a_dtype)) for a_dtype in ("float32", "int8"))
+    exact, int8 = (lab.built(name, a_dtype=a_dtype) for a_dtype in ("float32", "int8"))
     found, expected = (lab.gradients(b, "backprop", case.x, case.y) for b in (int8, exact))
-    for key, value in expected.items():
-        assert relative(found[key], value) < 5 * 2 / 254, key
+    for site in exact.step.learner.sites:
+        key, lengths = f"{site.module}.lora_B", float_a(exact.frozen, site.module).norm(dim=0)
+        bound = len(lengths) ** 0.5 * float(lengths.max() / lengths[0]) / 254
+        assert 0 < relative(found[key], expected[key]) < bound, key
     sizes = [
         sum(v.numel() * v.element_size() for k, v in b.frozen.items() if "lora_A" in k)
         for b in (int8, exact)

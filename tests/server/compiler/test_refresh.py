@@ -19,7 +19,7 @@ from rootlet_server.compiler.jacobians import mean_jacobians
 from rootlet_server.compiler.refresh import refresh_part, refreshed_feedback
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-CONFIG = CompileConfig(adapter=LoraConfig(rank=4), base_dtype="float32")
+CONFIG = CompileConfig(rule="dfa", adapter=LoraConfig(rank=4), base_dtype="float32")
 
 
 @pytest.fixture(scope="module")
