@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +48,36 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
-    """An MLP trained on upright digits; x and y are digits lying on their side.
+    """An MLP trained on upright digits; x and y are digits lying on their side."""
+    return _digits_bundle(tmp_path_factory, "mlp-bundle", _digits_config())
 
-    The workers of one run share it: the first that needs it compiles it.
+
+@pytest.fixture(scope="session")
+def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleOnDisk:
+    """`mlp_bundle` with a float32 base.
+
+    Two engines that add in another order stay close on it. On an int8 base they round some
+    activation to another code in every few hundred thousand, and from there a learner goes its own
+    way: which one, and whether at all, is another matter on every processor.
     """
+    config = replace(_digits_config(), base_dtype="float32")
+    return _digits_bundle(tmp_path_factory, "float-bundle", config)
+
+
+def _digits_bundle(
+    tmp_path_factory: pytest.TempPathFactory, name: str, config: CompileConfig
+) -> BundleOnDisk:
+    """The workers of one run share it: the first that needs it compiles it."""
     from filelock import FileLock
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "mlp-bundle"
+    folder = shared / name
     path = folder / "digits.rootlet"
-    with FileLock(shared / "mlp-bundle.lock"):
+    with FileLock(shared / f"{name}.lock"):
         if not path.exists():
             folder.mkdir(exist_ok=True)
-            _compile_digits(path, folder / "publisher")
+            _compile_digits(path, folder / "publisher", config)
     key = signing.load_private_key(folder / "publisher.pem")
     x, y = _digits()
     turned = np.rot90(x.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64).copy()
@@ -105,7 +121,7 @@ def _digits_config() -> CompileConfig:
     return CompileConfig(rule="dfa", optimizer="sgd", max_batch=32)
 
 
-def _compile_digits(path: Path, key_stem: Path) -> None:
+def _compile_digits(path: Path, key_stem: Path, config: CompileConfig) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -127,7 +143,7 @@ def _compile_digits(path: Path, key_stem: Path) -> None:
     compile_bundle(
         model,
         calibration_x=x[:128],
-        config=_digits_config(),
+        config=config,
         name="digits",
         version=1,
         signing_key=key,

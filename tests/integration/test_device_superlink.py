@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rootlet import DeviceClient, DeviceConditions, NodeKey, ParticipationPolicy
+from rootlet import DeviceClient, DeviceConditions, NodeKey, ParticipationPolicy, TrainConfig
+from rootlet.continual import ContinualConfig
 from rootlet_runtime import Bundle
 
 ANY_TIME = ParticipationPolicy(charging=False, unmetered=False, battery_above=0.0)
@@ -74,6 +75,7 @@ def client(superlink, bundle, mlp_bundle, tmp_path):
         tmp_path / "state",
         policy=ParticipationPolicy(charging=False, unmetered=False, battery_above=0.0, idle=True),
         conditions=lambda: conditions[0],
+        train=TrainConfig(continual=ContinualConfig(gate=None)),  # what was sent is what is kept
         recheck_s=0.05,
     ) as opened:
         for x, y in zip(mlp_bundle.x[:60], mlp_bundle.y[:60], strict=True):

@@ -54,9 +54,9 @@ class SeedOfEachRound:
         return next(self._seeds)
 
 
-def clients_of(mlp_bundle):
+def clients_of(float_bundle):
     users = np.repeat(np.arange(DEVICES), [30, 50, 70])
-    return by_user(mlp_bundle.x[:EXAMPLES], mlp_bundle.y[:EXAMPLES], users)
+    return by_user(float_bundle.x[:EXAMPLES], float_bundle.y[:EXAMPLES], users)
 
 
 def check_close(found, expected, start):
@@ -66,15 +66,15 @@ def check_close(found, expected, start):
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # flwr's own use
-def test_a_federation_over_a_superlink_is_the_simulated_one(mlp_bundle, start_device, tmp_path):
-    population = clients_of(mlp_bundle)
+def test_a_federation_over_a_superlink_is_the_simulated_one(float_bundle, start_device, tmp_path):
+    population = clients_of(float_bundle)
 
     def on_event(event):
         if event.kind != "listening":
             return
         link = SimpleNamespace(address=event.address, root_certificate=None)
         for client in range(DEVICES):
-            bundle = Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys)
+            bundle = Bundle.load(float_bundle.path, trusted_keys=float_bundle.trusted_keys)
             data = Examples(population.examples(client))
             start_device(
                 link, None, Participant(Trainer(bundle), data, rng=SeedOfEachRound(client))
@@ -82,16 +82,16 @@ def test_a_federation_over_a_superlink_is_the_simulated_one(mlp_bundle, start_de
 
     served = serve(
         ServeConfig(
-            bundle=mlp_bundle.path, trusted_keys=tuple(mlp_bundle.trusted_keys),
-            signing_key=mlp_bundle.signing_key_path, state_dir=tmp_path / "state", rounds=ROUNDS,
+            bundle=float_bundle.path, trusted_keys=tuple(float_bundle.trusted_keys),
+            signing_key=float_bundle.signing_key_path, state_dir=tmp_path / "state", rounds=ROUNDS,
             min_devices=DEVICES, epochs=TRAINING.epochs, batch_size=TRAINING.batch_size,
             learning_rate=TRAINING.learning_rate, wait_s=120.0, deadline_s=120.0,
         ),
         on_event,
     )  # fmt: skip
     with (
-        Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as bundle,
-        Bundle.load(served.bundle, trusted_keys=mlp_bundle.trusted_keys) as improved,
+        Bundle.load(float_bundle.path, trusted_keys=float_bundle.trusted_keys) as bundle,
+        Bundle.load(served.bundle, trusted_keys=float_bundle.trusted_keys) as improved,
     ):
         simulated = simulate(
             bundle, population, rounds=ROUNDS, seed=SEED, training=TRAINING, chunk_size=2
@@ -99,9 +99,9 @@ def test_a_federation_over_a_superlink_is_the_simulated_one(mlp_bundle, start_de
         check_close(simulated.adapter, improved.initial_adapter(), bundle.initial_adapter())
 
 
-def test_the_servers_own_round_loop_runs_on_the_simulated_grid(mlp_bundle, tmp_path):
-    with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as bundle:
-        population = fit_to_bundle(clients_of(mlp_bundle), bundle.manifest)
+def test_the_servers_own_round_loop_runs_on_the_simulated_grid(float_bundle, tmp_path):
+    with Bundle.load(float_bundle.path, trusted_keys=float_bundle.trusted_keys) as bundle:
+        population = fit_to_bundle(clients_of(float_bundle), bundle.manifest)
         job = Job(bundle=bundle.path, population=population, seed=SEED, vectorise=True)
         fleet = Fleet(
             bundle=bundle, population=population, crew=OwnCrew(Worker(job)), training=TRAINING,
@@ -114,7 +114,7 @@ def test_the_servers_own_round_loop_runs_on_the_simulated_grid(mlp_bundle, tmp_p
             batch_size=TRAINING.batch_size, learning_rate=TRAINING.learning_rate,
             deadline_s=60.0, wait_s=60.0, max_examples=1000,
             checkpoint_path=tmp_path / "round.safetensors", events_path=tmp_path / "events.jsonl",
-            bundle_path=mlp_bundle.path, trusted_keys=(),
+            bundle_path=float_bundle.path, trusted_keys=(),
         )  # fmt: skip
         RoundCheckpoint(
             manifest_sha256=bundle.manifest_sha256, round=0, adapter=bundle.initial_adapter()
@@ -122,6 +122,6 @@ def test_the_servers_own_round_loop_runs_on_the_simulated_grid(mlp_bundle, tmp_p
         everybody = random.Random(1)  # noqa: S311 (all are asked, in whatever order)
         with in_a_run(), contextlib.closing(EventLog(plan.events_path)) as log:
             end = RoundLoop(VectorGrid(fleet), plan, log, rng=everybody).run()
-        simulated = simulate(bundle, clients_of(mlp_bundle), rounds=ROUNDS, seed=SEED,
+        simulated = simulate(bundle, clients_of(float_bundle), rounds=ROUNDS, seed=SEED,
                              training=TRAINING, chunk_size=2)  # fmt: skip
         check_close(end.adapter, simulated.adapter, bundle.initial_adapter())

@@ -1,4 +1,4 @@
-"""A small bundle, clients of its data, and what a device of that bundle computes."""
+"""A small bundle, clients of its data, and what they are asked to do."""
 
 import logging
 
@@ -9,7 +9,7 @@ from rootlet_runtime.bundle import Bundle
 from rootlet_server.simulation.batching import LocalTraining
 from rootlet_server.simulation.population import ArrayPopulation
 
-TRAINING = LocalTraining(epochs=2, batch_size=8, learning_rate=0.05)
+TRAINING = LocalTraining(epochs=2, batch_size=8, learning_rate=0.02)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +20,13 @@ def quiet():
 @pytest.fixture(scope="session")
 def bundle(mlp_bundle):
     with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def exact_bundle(float_bundle):
+    """The same on a float32 base, for what two engines must do alike."""
+    with Bundle.load(float_bundle.path, trusted_keys=float_bundle.trusted_keys) as opened:
         yield opened
 
 

@@ -30,6 +30,11 @@ from rootlet_server.simulation.result import read_clients, read_rounds
 
 
 @pytest.fixture
+def bundle(exact_bundle):
+    return exact_bundle
+
+
+@pytest.fixture
 def run(bundle, population, training):
     """`run(**changes)`: two rounds of everybody, in chunks of 5."""
 
@@ -73,6 +78,7 @@ def expected_mean(bundle, population, training, seed):
             trainer.fit(
                 x, y, epochs=training.epochs, batch_size=training.batch_size,
                 learning_rate=training.learning_rate, rng=Drawn(drawn), schedule=ROUND,
+                guard=None,
             )  # fmt: skip
             total = {n: total[n] + len(x) * np.float64(v) for n, v in trainer.adapter.items()}
             weight += len(x)
