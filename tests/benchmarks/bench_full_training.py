@@ -47,11 +47,11 @@ WIDTH, TOKENS, LAYERS = 192, 64, 12
 class Transformer(nn.Module):
     """Pre-norm layers on [N, tokens, width], mean pooling, ten logits."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int = 4) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
                 norm_first=True,
             )
             for _ in range(layers)
