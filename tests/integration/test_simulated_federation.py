@@ -76,9 +76,8 @@ def test_a_federation_over_a_superlink_is_the_simulated_one(float_bundle, start_
         for client in range(DEVICES):
             bundle = Bundle.load(float_bundle.path, trusted_keys=float_bundle.trusted_keys)
             data = Examples(population.examples(client))
-            start_device(
-                link, None, Participant(Trainer(bundle), data, rng=SeedOfEachRound(client))
-            )
+            participant = Participant(Trainer(bundle), data, rng=SeedOfEachRound(client))
+            start_device(link, None, participant, linger_s=1.0)  # the server will be gone
 
     served = serve(
         ServeConfig(
