@@ -119,17 +119,7 @@ def _with_blocks(
     points = find_points(learner.program, learner.sites, built.example, 1, merged)
     learner = replace(learner, points=points)
     kept = {k: v for k, v in built.frozen.items() if ":feedback." not in k}
-    feedback = make_feedback(
-        learner,
-        float_frozen,
-        built.adapter,
-        x,
-        form=config.feedback_form,
-        rank=config.feedback_rank,
-        each_position=config.feedback_positions == "each",
-        at_once=config.calibration_outputs,
-        seed=config.seed,
-    )
+    feedback = make_feedback(learner, float_frozen, built.adapter, x, config)
     return replace(built, step=replace(built.step, learner=learner), frozen=kept | feedback)
 
 

@@ -197,17 +197,7 @@ def build(model: nn.Module, calibration_x: Tensor | npt.ArrayLike, config: Compi
         adapter |= initial_local_heads(learner, float_frozen, adapter, x)
     feedback = {}
     if RULES[rule].needs_feedback:
-        feedback = make_feedback(
-            learner,
-            float_frozen,
-            adapter,
-            x,
-            form=config.feedback_form,
-            rank=config.feedback_rank,
-            each_position=config.feedback_positions == "each",
-            at_once=config.calibration_outputs,
-            seed=config.seed,
-        )
+        feedback = make_feedback(learner, float_frozen, adapter, x, config)
     latent = cut(program, learner.sites, head) if config.latent else None
     if config.latent and latent is None:
         raise CompileError(

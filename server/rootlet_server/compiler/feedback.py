@@ -36,7 +36,7 @@ from rootlet_server.compiler.losses import targets
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from rootlet_server.compiler.config import FeedbackForm
+    from rootlet_server.compiler.config import CompileConfig, FeedbackForm
     from rootlet_server.compiler.jacobians import Of
     from rootlet_server.compiler.learner import Learner
     from rootlet_server.compiler.losses import LossTerms
@@ -119,12 +119,7 @@ def make_feedback(
     frozen: Tensors,
     adapter: Tensors,
     x: Tensor,
-    *,
-    form: FeedbackForm = "int8",
-    rank: int = 8,
-    each_position: bool = False,
-    at_once: int = 1,
-    seed: int = 0,
+    config: CompileConfig,
 ) -> dict[str, Tensor]:
     """The frozen tensors that ``learner.feedback`` needs.
 
@@ -133,11 +128,7 @@ def make_feedback(
         frozen: its tensors; the base is best still in floating point.
         adapter: the initial adapter.
         x: calibration batch [N, ...].
-        form: how calibrated matrices are stored.
-        rank: of the low-rank form.
-        each_position: whether calibrated matrices are made for each position.
-        at_once: outputs in one backward pass (``jacobians.mean_jacobians``).
-        seed: seeds what is drawn at random.
+        config: how calibrated matrices are made and stored, and what seeds those drawn at random.
 
     Raises:
         CalibrationError: the Jacobian is not finite.
@@ -146,13 +137,13 @@ def make_feedback(
     if not targets:
         return {}  # only the head learns, or all credit is exact
     if learner.feedback == "sign":
-        draw = _gaussian(learner, seed)
+        draw = _gaussian(learner, config.seed)
         return _calibrated(
             learner,
             targets,
             (frozen, adapter, x),
             lambda m: m.sign() * draw(m.shape[1]).abs(),
-            at_once=at_once,
+            at_once=config.calibration_outputs,
         )
     if learner.feedback in CALIBRATED:
         return _calibrated(
@@ -160,12 +151,12 @@ def make_feedback(
             targets,
             (frozen, adapter, x),
             lambda matrix: matrix,
-            form=form,
-            rank=rank,
-            each_position=each_position,
-            at_once=at_once,
+            form=config.feedback_form,
+            rank=config.feedback_rank,
+            each_position=config.feedback_positions == "each",
+            at_once=config.calibration_outputs,
         )
-    return _random(learner, targets, seed)
+    return _random(learner, targets, config.seed)
 
 
 def _gaussian(learner: Learner, seed: int) -> Callable[[int], Tensor]:

@@ -65,16 +65,7 @@ def refreshed_feedback(
     frozen = freeze(learner.program, "float32", without=without)
     if not learner.trains_a:
         frozen |= {frozen_a_key(s.module): float_a(built.frozen, s.module) for s in learner.sites}
-    made = make_feedback(
-        learner,
-        frozen,
-        adapter,
-        calibration_x,
-        form=config.feedback_form,
-        rank=config.feedback_rank,
-        each_position=config.feedback_positions == "each",
-        seed=config.seed,
-    )
+    made = make_feedback(learner, frozen, adapter, calibration_x, config)
     points = [name.removesuffix(SUFFIX) for name in matrices]
     kept = {key for point in points for key in form_keys(point)}
     return {name: value for name, value in made.items() if name in kept}

@@ -12,6 +12,7 @@ from rootlet_server.compiler.alignment import alignment
 from rootlet_server.compiler.block_choice import stored_bytes
 from rootlet_server.compiler.blocks import find_points
 from rootlet_server.compiler.choice_config import BlockBudget
+from rootlet_server.compiler.config import CompileConfig
 from rootlet_server.compiler.cost import count_cost
 from rootlet_server.compiler.feedback import make_feedback
 
@@ -172,7 +173,7 @@ def test_auto_calibrates_over_the_float_base(lab):
     learner = found.step.learner
     assert 0 < len(learner.points) < 5
     over_float, over_int8 = (
-        make_feedback(learner, frozen, found.adapter, case.x)
+        make_feedback(learner, frozen, found.adapter, case.x, CompileConfig())
         for frozen in (lab.build(case).frozen, found.frozen)
     )
     for key, value in over_float.items():
