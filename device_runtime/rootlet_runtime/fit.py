@@ -16,7 +16,7 @@ from rootlet_runtime.engines import Engine
 from rootlet_runtime.errors import DivergedError
 from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit_checkpoint import FitCheckpoint, fingerprint
-from rootlet_runtime.guard import Guard, GuardConfig
+from rootlet_runtime.guard import Guard, GuardConfig, chance_of
 from rootlet_runtime.quality_gate import Verdict
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.spending import Spending
@@ -232,7 +232,7 @@ class FitRun:
         return Watch(
             engine=self.engine,
             config=self.guard,
-            guard=Guard(classifies=classifies, chance=_chance(self.y, classifies=classifies)),
+            guard=Guard(classifies=classifies, chance=chance_of(self.y, classifies=classifies)),
             batch_size=self.batch_size,
             held_out=self.held_out,
             spending=spending,
@@ -293,10 +293,3 @@ class FitRun:
             "energy_j": watch.spending.total_j,
         }
         checkpoint.write(self.engine.state(), watch.good, notes)
-
-
-def _chance(y: AnyArray, *, classifies: bool) -> float:
-    """The metric of the best constant answer."""
-    if classifies:
-        return float(np.bincount(y).max() / len(y))
-    return float(y.astype(np.float64).var(axis=0).mean())

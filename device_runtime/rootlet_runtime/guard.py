@@ -25,6 +25,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+import numpy as np
+
+from rootlet_runtime.batches import AnyArray
+
 Z = 3.0
 LEAST_FALL = 0.05
 LOSS_DEVIATIONS, LOSS_FACTOR = 6.0, 1.5
@@ -205,6 +209,13 @@ class Guard:
 
     def _better(self, now: float, before: float) -> bool:
         return now > before if self.classifies else now < before
+
+
+def chance_of(y: AnyArray, *, classifies: bool) -> float:
+    """The metric of the best constant answer to the labels or targets ``y``."""
+    if classifies:
+        return float(np.bincount(y).max() / len(y))
+    return float(y.astype(np.float64).var(axis=0).mean())
 
 
 def _error(share: float, n: int) -> float:

@@ -79,7 +79,6 @@ class Batches:
         rates: [S, K], learning rates.
         steps: [K], not increasing.
         counts: [S, K], real examples.
-        last_epoch: [S, K], whether the step counts for the reported loss.
     """
 
     rows: Tensor
@@ -87,7 +86,6 @@ class Batches:
     rates: Tensor
     steps: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
-    last_epoch: npt.NDArray[np.bool_]
 
     def active(self, step: int) -> int:
         """How many clients still train."""
@@ -127,12 +125,10 @@ def plan_batches(sizes: Sequence[int], seeds: Sequence[int], training: LocalTrai
         rates[:total, k] = factors[total]
         offset += n
     weights = np.arange(width) < counts[:, :, None]
-    first = steps - steps // training.epochs
     return Batches(
         rows=torch.from_numpy(rows),
         weights=torch.from_numpy(weights.astype(np.float32)),
         rates=torch.from_numpy(rates),
         steps=steps,
         counts=counts,
-        last_epoch=np.arange(longest)[:, None] >= first,
     )

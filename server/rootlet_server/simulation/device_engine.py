@@ -70,7 +70,6 @@ class DeviceEngine:
                     learning_rate=training.learning_rate,
                     rng=cast("np.random.Generator", Drawn(seed)),
                     schedule=ROUND,
-                    guard=None,  # the stacked engine has none: both are one experiment
                 )
                 loss, metric = fit.loss, fit.metric
             except DivergedError:

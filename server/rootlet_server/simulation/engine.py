@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rootlet_runtime.trainer import DEFAULT_BATCH_SIZE
 from rootlet_server.simulation.batching import plan_batches
+from rootlet_server.simulation.guarding import StackedWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +43,8 @@ class ChunkResult:
         examples, steps: [K].
         loss, metric: [K], means over the last epoch, each step's taken before its update.
         received, trained: [K], the metric before and after; NaN where it was not measured.
-        finite: [K]; False for a client whose loss or adapter left the finite numbers: a device
-            answers such a round with an error.
+        finite: [K]; False for a client whose loss or adapter left the finite numbers and could not
+            be rolled back: a device answers such a round with an error.
     """
 
     adapter: dict[str, Tensor]
@@ -128,11 +129,15 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
     state = step.initial_state(count) if state is None else dict(state)
     number = torch.zeros(count) if steps_before is None else torch.from_numpy(steps_before).float()
     before = measured(step, received, x, y, sizes, shared=True)[1] if training.measure else None
-    sums = np.zeros((2, count))
-    finite = np.ones(count, bool)
+    watch = StackedWatch(
+        received, state, number, plan, [y for _, y in clients],
+        np.minimum(sizes, training.batch_size),
+        classifies=step.manifest.task == "classification",
+    )  # fmt: skip
+    report = _Report(plan.steps // training.epochs)
     for s in range(len(plan.rows)):
         a = plan.active(s)
-        rows, rate = plan.rows[s, :a], plan.rates[s, :a]
+        rows, rate = plan.rows[s, :a], plan.rates[s, :a] * torch.from_numpy(watch.factor[:a])
         number[:a] += 1
         loss, metric, new, new_state = step.train(
             {name: value[:a] for name, value in adapter.items()},
@@ -142,23 +147,50 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
         _put(adapter, new, a)
         _put(state, new_state, a)
         told = np.stack([loss.numpy(), metric.numpy()]).astype(np.float64)
-        finite[:a] &= np.isfinite(told[0])
-        sums[:, :a] += told * (plan.counts[s, :a] * plan.last_epoch[s, :a])
+        counted = watch.after(s, told, plan.counts[s, :a], rate.numpy(), adapter, state, number)
+        report.add(s, told, plan.counts[s, :a] * counted)
+    watch.settle(adapter, state, number)
+    finite = ~watch.failed
     for value in (*adapter.values(), *state.values()):
         finite &= value.flatten(1).isfinite().all(1).numpy()
+    loss_, metric_ = report.means()
     after = measured(step, adapter, x, y, sizes, shared=False)[1] if training.measure else None
     nothing = np.full(count, np.nan)
     return ChunkResult(
         adapter={name: value[back] for name, value in adapter.items()},
         state={name: value[back] for name, value in state.items()},
         examples=np.array(sizes, np.int64)[back],
-        steps=plan.steps[back],
-        loss=(sums[0] / sizes)[back],
-        metric=(sums[1] / sizes)[back],
+        steps=watch.steps[back],
+        loss=loss_[back],
+        metric=metric_[back],
         received=(nothing if before is None else before)[back],
         trained=(nothing if after is None else after)[back],
         finite=finite[back],
     )
+
+
+class _Report:
+    """Means over each client's last epoch that had a finite loss, of the steps that count."""
+
+    def __init__(self, steps_per_epoch: npt.NDArray[np.int64]) -> None:
+        self._each = steps_per_epoch
+        self._epoch = np.zeros(len(steps_per_epoch), np.int64)
+        self._sums = np.zeros((3, len(steps_per_epoch)))  # examples, loss, metric
+
+    def add(self, step: int, told: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> None:
+        """Take a step: ``told`` [2, a], losses and metrics; ``counts`` [a], 0 if it counts not."""
+        a = len(counts)
+        epoch = step // self._each[:a]
+        begun = np.flatnonzero((counts > 0) & (epoch != self._epoch[:a]))
+        self._epoch[begun], self._sums[:, begun] = epoch[begun], 0
+        loss, metric = np.where(counts > 0, told, 0.0)
+        self._sums[:, :a] += np.stack([counts, loss * counts, metric * counts])
+
+    def means(self) -> npt.NDArray[np.float64]:
+        """[2, K], loss and metric; NaN where no step counted."""
+        examples = np.where(self._sums[0] > 0, self._sums[0], np.nan)
+        found: npt.NDArray[np.float64] = self._sums[1:] / examples
+        return found
 
 
 def _put(stack: dict[str, Tensor], new: Mapping[str, Tensor], active: int) -> None:

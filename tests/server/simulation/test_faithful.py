@@ -17,9 +17,16 @@ from torch import nn
 
 from rootlet_runtime import signing
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.schedule import ROUND
+from rootlet_runtime.trainer import Trainer
 from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
 from rootlet_server.simulation.batching import LocalTraining, client_seeds, plan_batches
-from rootlet_server.simulation.population import SampledPopulation, fit_to_bundle
+from rootlet_server.simulation.device_engine import Drawn
+from rootlet_server.simulation.population import (
+    ArrayPopulation,
+    SampledPopulation,
+    fit_to_bundle,
+)
 from rootlet_server.simulation.uploads import Upload
 from rootlet_server.simulation.work import ChunkTask, Job, Worker
 
@@ -175,7 +182,6 @@ def test_batches_by_hand():
     assert plan.rows[1, 0].tolist() == [first[0][2]] * 2  # padded with its first row
     assert plan.rows[2, 0].tolist() == first[1][:2].tolist()
     assert plan.rows[:2, 2].tolist() == [[5, 5], [5, 5]]  # the third client's only example
-    assert plan.last_epoch[:, 0].tolist() == [False, False, True, True]
     # of 4 steps ceil(0.1 x 4) = 1 warms up, at 1/2 of the rate; of 2 steps also one
     assert plan.rates[:, 0].tolist() == [0.5, 1, 1, 1]
     assert plan.rates[:2, 1].tolist() == [0.5, 1]
@@ -189,3 +195,29 @@ def test_seeds_belong_to_the_round_and_the_client():
     assert not set(one) & set(client_seeds(1, 2, [0, 1, 2])) | set(one) & set(
         client_seeds(2, 1, [0, 1, 2])
     )
+
+
+def test_clients_that_diverge_are_rolled_back_as_on_a_device(exact_bundle, float_bundle):
+    """At a rate far too high a client ends with the adapter of its last good check."""
+    rows, starts = np.arange(400), np.array([0, 90, 150, 230, 300, 330, 400])
+    population = ArrayPopulation(x=float_bundle.x, y=float_bundle.y, rows=rows, starts=starts)
+    training = LocalTraining(epochs=4, batch_size=8, learning_rate=0.1)
+    received, trainer, rolled_back = exact_bundle.initial_adapter(), Trainer(exact_bundle), []
+    for client, seed in enumerate(client_seeds(4, 3, range(6))):
+        trainer.load_adapter(received)
+        fit = trainer.fit(
+            *population.examples(client), epochs=4, batch_size=8, learning_rate=0.1,
+            rng=Drawn(seed), schedule=ROUND,
+        )  # fmt: skip
+        rolled_back.append(fit.rolled_back > 0)
+    task = ChunkTask(
+        clients=tuple(range(6)), round=3, received=received, training=training,
+        upload=Upload(partial=False),
+    )  # fmt: skip
+    ours, device = both(exact_bundle, population, task)
+    assert sum(rolled_back) >= 3
+    for name, value in ours.adapters.items():
+        expected = device.adapters[name][rolled_back]
+        np.testing.assert_allclose(value[rolled_back], expected, rtol=0, atol=1e-4)
+    for name in ("steps", "finite"):
+        np.testing.assert_array_equal(ours.columns[name], device.columns[name])

@@ -78,7 +78,6 @@ def expected_mean(bundle, population, training, seed):
             trainer.fit(
                 x, y, epochs=training.epochs, batch_size=training.batch_size,
                 learning_rate=training.learning_rate, rng=Drawn(drawn), schedule=ROUND,
-                guard=None,
             )  # fmt: skip
             total = {n: total[n] + len(x) * np.float64(v) for n, v in trainer.adapter.items()}
             weight += len(x)
