@@ -20,8 +20,9 @@ import torch
 from scipy.ndimage import rotate
 from torch import Tensor, nn
 
-from rootlet_runtime import Bundle, Trainer, generate_keypair
+from rootlet_runtime import Bundle, generate_keypair
 from rootlet_server.compiler import CompileConfig, TrainingConfig
+from rootlet_server.simulation import by_user, simulate
 from rootlet_server.training import (
     Arrays,
     FullTrainingConfig,
@@ -33,6 +34,8 @@ from rootlet_server.training.merge import merge_adapter
 from rootlet_server.training.release import GateVerdict, release, release_next
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Examples = tuple[np.ndarray, np.ndarray]
@@ -120,31 +123,12 @@ def turned(x: np.ndarray, angle: float) -> np.ndarray:
 
 def federate(
     bundle_path: Path, key: Ed25519PrivateKey, devices: list[Examples], rounds: int
-) -> dict[str, np.ndarray]:
-    """Federated averaging by a plain loop: every device trains, the mean weighs by examples."""
+) -> Mapping[str, np.ndarray]:
+    """The adapter after so many simulated rounds of federated averaging."""
+    users = np.repeat(np.arange(len(devices)), [len(y) for _, y in devices])
+    x, y = (np.concatenate([each[part] for each in devices]) for part in (0, 1))
     with Bundle.load(bundle_path, trusted_keys=[key.public_key()]) as bundle:
-        trainer = Trainer(bundle)
-        adapter = bundle.initial_adapter()
-        defaults = bundle.manifest.training
-        weights = np.array([len(y) for _, y in devices], np.float64)
-        for number in range(rounds):
-            trained = []
-            for device, (x, y) in enumerate(devices):
-                trainer.load_adapter(adapter)
-                trainer.fit(
-                    x, y, epochs=defaults.epochs, batch_size=defaults.batch_size,
-                    learning_rate=defaults.learning_rate,
-                    rng=np.random.default_rng(1000 * number + device),
-                )  # fmt: skip
-                trained.append(trainer.adapter)
-            adapter = {
-                name: np.average(
-                    [each[name].astype(np.float64) for each in trained], axis=0, weights=weights
-                ).astype(np.float32)
-                for name in adapter
-            }
-        trainer.release()
-    return adapter
+        return simulate(bundle, by_user(x, y, users), rounds=rounds, seed=0).adapter
 
 
 def circle(
