@@ -86,23 +86,54 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _name_each_use(model: onnx.ModelProto) -> None:
-    """A name of its own for every use of a weight in an integer product; the bytes stay shared.
+    """A name of its own for every use of an int8 weight; the bytes stay shared.
 
-    On processors without dot products of bytes (AVX2 alone) ONNX Runtime 1.32 rewrites the weight
-    of each MatMulInteger under a name made from its own, and fails where two nodes read one weight.
+    For kernels whose bytes are unsigned, ONNX Runtime 1.32 rewrites the weight of a MatMulInteger
+    or a DequantizeLinear under a name made from its own, and fails where two nodes read one. It
+    also gives each reader of a DequantizeLinear one of its own: here each has one from the start.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    _dequantize_each_use(model, weights)
     seen: dict[str, int] = {}
+    places = {"MatMulInteger": 1, "DequantizeLinear": 0}
     for node in model.graph.node:
-        if node.op_type != "MatMulInteger" or node.input[1] not in weights:
+        place = places.get(node.op_type)
+        if place is None or node.input[place] not in weights:
             continue
-        name = node.input[1]
+        name = node.input[place]
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
-            node.input[1] = f"{name}/use{seen[name]}"
+            node.input[place] = f"{name}/use{seen[name]}"
             copy = model.graph.initializer.add()
             copy.CopyFrom(weights[name])
-            copy.name = node.input[1]
+            copy.name = node.input[place]
+
+
+def _dequantize_each_use(model: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> None:
+    """A DequantizeLinear for every reader of a weight's, placed before it."""
+    shared = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    seen: dict[str, int] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in shared:
+                continue
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > 1:
+                twin = onnx.NodeProto()
+                twin.CopyFrom(shared[name])
+                node.input[place] = twin.output[0] = f"{name}/use{seen[name]}"
+                twin.name = f"{twin.name}/use{seen[name]}"
+                nodes.append(twin)
+        nodes.append(node)
+    if len(nodes) > len(model.graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)
 
 
 def _check(model: onnx.ModelProto, captured: Captured) -> None:

@@ -158,6 +158,20 @@ def test_convolutions_run_in_integers_and_agree(lab, wide, rule, tmp_path):
     assert optimised(engine, tmp_path)["QLinearConv"] == 3
 
 
+def test_convolutions_that_are_computed_again_agree(lab, wide, tmp_path):
+    """Two integer convolutions read one weight: the engine would name its own copy of it twice."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(8):
+        layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)]
+    case = replace(wide, model=nn.Sequential(*layers, *pool))
+    built = lab.stirred(lab.build(case, base_dtype="int8", rule="backprop_checkpointed"))
+    engine, error = agree(lab, case, built)
+    assert error < 1e-5
+    assert optimised(engine, tmp_path)["QLinearConv"] > 8
+
+
 def test_stacked_clients_with_int8_convolutions_are_single_clients(lab, wide):
     for rule in ("dfa", "backprop"):
         built = lab.build(wide, base_dtype="int8", rule=rule)
