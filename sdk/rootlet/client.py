@@ -21,6 +21,7 @@ from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.keys import NodeKey
 from rootlet.gate import Gate
 from rootlet.learner import Learner
+from rootlet.ledger import Ledger
 from rootlet.local_training import LocalTraining
 from rootlet.membership import Connect, Means, Membership
 from rootlet.participant import DataSource
@@ -321,6 +322,7 @@ class DeviceClient:
             ConfigError: Not an address, or not a certificate.
             InsecureAddressError: Plain HTTP to another machine.
             NodeKeyError: The kept key cannot be read.
+            LedgerError: The ledger of what left this device is broken; nothing would be sent.
         """
         self._check_open()
         with self._lock:
@@ -342,6 +344,8 @@ class DeviceClient:
                         self._data, self._limits, self._allowance()
                     ),
                     gate=self._gate,
+                    server=address,
+                    ledger=Ledger(self._state.path),
                     mailbox=self._state.mailbox,
                     tell=self._tell,
                     recheck_s=self._recheck_s,

@@ -17,6 +17,7 @@ RootletError
 ├── RequestRefusedError          a well-formed request that this device does not accept
 ├── ConfigError                  a configuration value outside its bounds
 ├── StoreError                   observed examples that cannot be kept or read
+├── LedgerError                  a ledger that is broken, or that the disk refuses
 ├── StateError                   a state directory in use, or a client in the wrong state
 └── NotNowError                  the participation policy does not allow it at the moment
 ```
@@ -100,6 +101,10 @@ class ConfigError(RootletError, ValueError):
 
 class StoreError(RootletError):
     """Observed examples cannot be kept or read."""
+
+
+class LedgerError(RootletError):
+    """A ledger that is broken, or that the disk refuses."""
 
 
 class StateError(RootletError):

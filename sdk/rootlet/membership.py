@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from rootlet import background, protocol
-from rootlet.errors import FleetError
+from rootlet.errors import FleetError, LedgerError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.events import EventKind, FleetEvent
+from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.session import FleetSession
 from rootlet.fleet.transport import Traffic
 from rootlet.gate import Gate
 from rootlet.learner import Learner
+from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
@@ -41,6 +43,8 @@ class Means:
         learner: Holds the adapter.
         participant: Answers requests with the learner's trainer.
         gate: Says when.
+        server: The server's address, for the ledger.
+        ledger: Hears of everything that leaves, before it does.
         mailbox: Folder in which the message in hand outlives a crash.
         tell: Hears of every event.
         recheck_s: Time between two looks at the policy while it says no, in seconds.
@@ -50,6 +54,8 @@ class Means:
     learner: Learner
     participant: Participant
     gate: Gate
+    server: str
+    ledger: Ledger
     mailbox: Path
     tell: Callable[[DeviceEvent], None]
     recheck_s: float
@@ -137,6 +143,7 @@ class Membership:
                 return None
             self._reply_due = True
             self._keep(request, answer)
+            answer = self._recorded(request, answer)
         finally:
             self.state = DeviceState.ONLINE
             busy.release()
@@ -213,6 +220,29 @@ class Membership:
                 metrics={name: value for name, value in metrics if isinstance(value, int | float)},
             )
         )
+
+    def _recorded(self, request: FleetRequest, answer: Answer) -> Answer:
+        """Writes down what is about to leave; what cannot be written down does not leave."""
+        manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
+        if not answer.error:
+            kind = "update" if request.message_type == protocol.TRAIN else "metrics"
+        names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
+        try:
+            self._means.ledger.append(
+                kind,
+                server=self._means.server,
+                run=str(request.run_id),
+                round=request.group_id,
+                bundle=f"{manifest.name} {manifest.version}",
+                bytes=records_bytes(answer.records) + len(answer.error.encode()),
+                tensors=names["arrays"],
+                metrics=names["metrics"],
+                protection="none",
+            )
+        except LedgerError as error:
+            self._means.tell(DeviceEvent(kind="failed", detail=f"nothing was sent: {error}"))
+            return Answer({}, "this device cannot keep its ledger", protocol.ERROR_FAILED)
+        return answer
 
     def _keep_adapter(self) -> None:
         try:

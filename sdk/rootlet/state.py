@@ -9,6 +9,7 @@ node.key        the node's private key, where it was generated here; node.key.pu
 adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest; feedback.part
 examples/       what the app observed (`rootlet.store`)
 replay/         the replay buffer, where the device has one (`rootlet.continual`)
+ledger.jsonl    what left the device (`rootlet.ledger`); ledger.head beside it
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 

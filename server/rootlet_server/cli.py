@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from rootlet.cli_bundle import add_bundle_parser
 from rootlet.cli_device import add_device_parser
+from rootlet.cli_ledger import add_ledger_parser
 from rootlet_runtime.errors import RootletError
 from rootlet_server.bench.cli import add_bench_parser
 from rootlet_server.cli_serve import add_serve_parser
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_bundle_parser(commands)
     add_device_parser(commands)
+    add_ledger_parser(commands)
     add_serve_parser(commands)
     add_train_parser(commands)
     add_demo_parser(commands)

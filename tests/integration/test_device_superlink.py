@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rootlet import DeviceClient, DeviceConditions, NodeKey, ParticipationPolicy, TrainConfig
+from rootlet import (
+    DeviceClient,
+    DeviceConditions,
+    NodeKey,
+    ParticipationPolicy,
+    TrainConfig,
+    ledger,
+)
 from rootlet.continual import ContinualConfig
 from rootlet_runtime import Bundle
 
@@ -81,6 +88,7 @@ def client(superlink, bundle, mlp_bundle, tmp_path):
         for x, y in zip(mlp_bundle.x[:60], mlp_bundle.y[:60], strict=True):
             opened.observe(x, y)
         opened.conditions = conditions
+        opened.state_dir = tmp_path / "state"
         opened.key = superlink.register(NodeKey.generate())
         yield opened
 
@@ -113,6 +121,22 @@ def test_a_round_trains_the_client_whose_policy_allows_it(
     status = client.status
     assert (status.state, status.rounds, status.last_error) == ("idle", 1, "")
     assert status.bytes_up > 0
+    ledger.verify(client.state_dir)
+    told = [entry.fields for entry in ledger.read(client.state_dir) if entry.kind == "update"]
+    assert [(each["server"], each["protection"]) for each in told] == [(superlink.address, "none")]
+    reply = {n.partition(":")[2]: each for n, each in arrays.items() if n.startswith("reply0:")}
+    assert set(told[0]["tensors"]) == set(reply)
+    assert sum(each.nbytes for each in reply.values()) < told[0]["bytes"] < status.bytes_up
+
+
+def test_what_the_ledger_cannot_hold_does_not_leave(client, superlink, start_round):
+    allow(client)
+    client.join(superlink.address, superlink.root_certificate, client.key)
+    (client.state_dir / ledger.FILE).mkdir()
+    start_round()
+    eventually(lambda: client.status.last_error)
+    assert client.status.last_error.startswith("nothing was sent: the ledger in")
+    client.leave()
 
 
 def test_a_policy_that_turns_takes_the_device_offline_with_the_adapter_from_before(
