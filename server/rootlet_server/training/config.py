@@ -157,12 +157,16 @@ class CentralPrivacy:
         delta: of the guarantee; well below one over the number of examples.
         target_epsilon: the noise is chosen to spend this much; or
         noise_multiplier: the noise, in units of ``max_grad_norm``. Exactly one of the two.
+        ledger: folder in which runs on the same examples are charged (``rootlet_server.privacy``).
+        budget_epsilon: the most that all runs of the ledger may spend together.
     """
 
     max_grad_norm: float = 1.0
     delta: float = 1e-5
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
+    ledger: str | None = None
+    budget_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         within("privacy.max_grad_norm", self.max_grad_norm, 1e-9, 1e9, "1 is usual.")
@@ -172,7 +176,12 @@ class CentralPrivacy:
                 f"privacy.target_epsilon={self.target_epsilon!r} and privacy.noise_multiplier="
                 f"{self.noise_multiplier!r}: give exactly one of the two."
             )
-        for name in ("target_epsilon", "noise_multiplier"):
+        if self.budget_epsilon is not None and self.ledger is None:
+            raise FullTrainingConfigError(
+                f"privacy.budget_epsilon={self.budget_epsilon!r} is over all runs of a ledger, and "
+                "there is none: give privacy.ledger a folder."
+            )
+        for name in ("target_epsilon", "noise_multiplier", "budget_epsilon"):
             if (value := getattr(self, name)) is not None:
                 within(f"privacy.{name}", value, 1e-3, 1e4)
 

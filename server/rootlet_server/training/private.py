@@ -23,6 +23,7 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ from rootlet_runtime.private_fit import noise_std, released, sensitivity
 from rootlet_runtime.private_report import PrivacySpent
 from rootlet_runtime.sampling import poisson_sample
 from rootlet_server.privacy import noise_multiplier_for
+from rootlet_server.privacy.charges import charge
 from rootlet_server.training.errors import FullTrainingConfigError, NonFiniteError
 from rootlet_server.training.evaluate import evaluate_model
 from rootlet_server.training.events import Evaluated
@@ -92,6 +94,8 @@ def train_private(
 
     Raises:
         FullTrainingConfigError: a layer that Opacus cannot clip, or that couples examples.
+        AccountingError: the ledger's budget would be exceeded.
+        LedgerError: the ledger is broken, or cannot be written.
         NonFiniteError: a weight left the finite numbers.
         MemoryExhaustedError: memory ran out.
     """
@@ -104,6 +108,13 @@ def train_private(
     )
     model.to(device).train()
     _refuse_coupling(model)
+    if config.privacy is not None and config.privacy.ledger is not None:
+        charge(
+            Path(config.privacy.ledger),
+            spent,
+            delta=config.privacy.delta,
+            budget_epsilon=config.privacy.budget_epsilon,
+        )
     with memory_advised(config), _clipping(model, spent, config) as step:
         for number in range(spent.steps):
             share = rate_share(config.schedule, number, spent.steps)

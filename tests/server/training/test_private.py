@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from rootlet.ledger import read
 from rootlet_server.privacy import epsilon
+from rootlet_server.privacy.accounting import AccountingError
+from rootlet_server.privacy.charges import KIND, charge, charged
 from rootlet_server.training import CentralPrivacy, FullTrainingConfig, OptimizerConfig, train
 from rootlet_server.training.errors import FullTrainingConfigError
 from rootlet_server.training.private import _clipping, planned_spending
@@ -92,3 +97,30 @@ def test_what_couples_examples_is_refused(nets):
         train(model, nets.digits(), private())
     with pytest.raises(FullTrainingConfigError, match="batch_size=1000, examples=400"):
         train(nn.Linear(64, 10), nets.digits(), private(batch_size=1000))
+
+
+def test_runs_are_charged_before_they_begin_and_refused_beyond_the_budget(nets, tmp_path):
+    ledger = str(tmp_path / "digits")
+    privacy = CentralPrivacy(noise_multiplier=1.5, ledger=ledger)
+    once = planned_spending(private(privacy=privacy), len(nets.digits().train))
+    alone, twice = epsilon([once], 1e-5), epsilon([once, once], 1e-5)
+    train(convolutional(), nets.digits(), private(privacy=privacy))
+    entry = read(tmp_path / "digits")[-1]
+    assert (entry.kind, entry.fields["delta"]) == (KIND, 1e-5)
+    assert entry.fields["epsilon_of_all"] == pytest.approx(alone)
+    assert charged(tmp_path / "digits") == [once]
+    tight = replace(privacy, budget_epsilon=(alone + twice) / 2)
+    model = convolutional()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(AccountingError, match="were spent by 1 earlier runs"):
+        train(model, nets.digits(), private(privacy=tight))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert charged(tmp_path / "digits") == [once]
+    assert (
+        charge(tmp_path / "digits", once, delta=1e-5, budget_epsilon=1.01 * twice) <= 1.01 * twice
+    )
+
+
+def test_a_budget_needs_a_ledger():
+    with pytest.raises(FullTrainingConfigError, match=r"give privacy\.ledger a folder"):
+        CentralPrivacy(noise_multiplier=1.0, budget_epsilon=3.0)
