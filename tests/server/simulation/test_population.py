@@ -10,11 +10,13 @@ from rootlet_server.errors import PopulationError, SimulationStateError
 from rootlet_server.simulation import (
     ArrayPopulation,
     LazyPopulation,
+    PartitionerPopulation,
     SampledPopulation,
     Shifted,
     by_label,
     by_user,
     dirichlet,
+    from_hugging_face,
     from_torch,
     iid,
 )
@@ -113,6 +115,39 @@ def test_a_torch_data_set():
     x, y = from_torch(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
+
+
+def test_hugging_face_and_flower_data_sets(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Array2D, Dataset, Features, Value
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+    pictures = np.arange(4 * N, dtype=np.float32).reshape(N, 2, 2)
+    features = Features(
+        {"picture": Array2D(pictures.shape[1:], "float32"), "label": Value("int64")}
+    )
+    data = Dataset.from_dict({"picture": list(pictures), "label": Y.tolist()}, features=features)
+    x, y = from_hugging_face(data, x="picture", y="label")
+    assert (x.dtype, y.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(x, pictures)
+    np.testing.assert_array_equal(y, Y)
+    with pytest.raises(PopulationError, match="'image': the data set has picture, label"):
+        from_hugging_face(data, x="image", y="label")
+    for partitioner in (
+        IidPartitioner(num_partitions=4),
+        DirichletPartitioner(
+            num_partitions=4, partition_by="label", alpha=1.0, min_partition_size=1, seed=3
+        ),
+    ):
+        partitioner.dataset = data
+        population = PartitionerPopulation(partitioner=partitioner, x="picture", y="label")
+        parts = [population.examples(client) for client in range(len(population))]
+        assert len(parts) == 4
+        rows, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        order = rows[:, 0, 0].argsort()
+        np.testing.assert_array_equal(rows[order], pictures)
+        np.testing.assert_array_equal(labels[order], Y)
 
 
 @pytest.mark.parametrize(
