@@ -90,6 +90,7 @@ def run_one(row: Contestant, rate: float, target: float = TARGET, epochs: int = 
         TrainingData,
         train,
     )
+    from rootlet_server.training.errors import NonFiniteError  # noqa: PLC0415
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -99,32 +100,33 @@ def run_one(row: Contestant, rate: float, target: float = TARGET, epochs: int = 
     data = TrainingData(train=Arrays.of(x[:1200], y[:1200]), held_out=Arrays.of(x[1200:], y[1200:]))
     model = dense(10, 2)
     before, start = _memory("VmRSS"), time.process_time()
-    trained = train(
-        model,
-        data,
-        FullTrainingConfig(
-            epochs=epochs,
-            batch_size=1200 if row.whole_batch else BATCH,
-            optimizer=OptimizerConfig(
-                name=row.name,  # type: ignore[arg-type]
-                learning_rate=rate,
-                sam_rho=row.sam_rho,
-            ),
-            schedule=ScheduleConfig(decay="constant", warmup=0.0),
-            engine=EngineConfig(device="cpu"),
-            averaging=row.averaging,  # type: ignore[arg-type]
-            ema_decay=0.95,
-            evaluate_every=1 if row.whole_batch else MEASURED,
-            log_every=1000,
-            target_metric=target,
+    config = FullTrainingConfig(
+        epochs=epochs,
+        batch_size=1200 if row.whole_batch else BATCH,
+        optimizer=OptimizerConfig(
+            name=row.name,  # type: ignore[arg-type]
+            learning_rate=rate,
+            sam_rho=row.sam_rho,
         ),
+        schedule=ScheduleConfig(decay="constant", warmup=0.0),
+        engine=EngineConfig(device="cpu"),
+        averaging=row.averaging,  # type: ignore[arg-type]
+        ema_decay=0.95,
+        evaluate_every=1 if row.whole_batch else MEASURED,
+        log_every=1000,
+        target_metric=target,
     )
+    try:
+        trained = train(model, data, config)
+        reached, steps, accuracy = trained.reached, trained.steps, trained.metric or 0.0
+    except NonFiniteError as error:  # a rate too high for it; the other one may do
+        reached, steps, accuracy = False, error.step, 0.0
     return Finding(
         rate=rate,
-        reached=trained.reached,
-        steps=trained.steps,
+        reached=reached,
+        steps=steps,
         seconds=time.process_time() - start,
-        accuracy=trained.metric or 0.0,
+        accuracy=accuracy,
         mebibytes=(_memory("VmHWM") - before) / 1024,
     )
 
@@ -159,7 +161,8 @@ def run_all(
                 progress(f"{row.words}, rate {rate:g}")
                 with context.Pool(1, maxtasksperchild=1) as pool:
                     tries.append(pool.apply(partial(run_one, row, rate)))
-            kept[row.words] = asdict(min(tries, key=lambda f: (not f.reached, f.steps)))
+            best = min(tries, key=lambda f: (not f.reached, f.steps if f.reached else -f.accuracy))
+            kept[row.words] = asdict(best)
             if store is not None:
                 write_atomically(store, json.dumps(kept).encode(), mode=0o644)
         found.append((row, Finding(**kept[row.words])))

@@ -13,6 +13,9 @@ RootletError
 ```
 """
 
+from functools import partial
+from typing import Any
+
 from rootlet_runtime.errors import RootletError
 
 
@@ -40,6 +43,10 @@ class NonFiniteError(FullTrainingError):
         self.layer = layer
         self.step = step
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process; an exception's own calls the class with the message alone."""
+        return partial(type(self), layer=self.layer, step=self.step), self.args
 
 
 class BaseCheckpointError(FullTrainingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -184,3 +185,8 @@ def test_examples_that_do_not_fit_are_refused(x, y, named, nets):
     with pytest.raises(BaseDataError) as refused:
         train(nets.residual(), TrainingData(train=Arrays.of(x, y)), FullTrainingConfig(epochs=1))
     assert named in str(refused.value)
+
+
+def test_the_error_survives_the_way_from_another_process():
+    error = copy.copy(NonFiniteError("the loss is nan", layer="head", step=7))  # by __reduce__
+    assert (str(error), error.layer, error.step) == ("the loss is nan", "head", 7)
