@@ -68,7 +68,8 @@ def test_ten_steps_agree(name, folder):
     path = folder / f"{name}.rootlet"
     options = {"rule": rule, "base_dtype": base_dtype, "optimizer": optimizer}
     compiled = compile_case(model, path, litert_batches=(8,), **options)
-    assert compiled.worst_disagreement < 1e-5
+    # of a norm; a gradient of a convolution is a sum over 256 positions and 8 examples
+    assert compiled.worst_disagreement < 5e-5
     bundle = Bundle.load(path, trusted_keys=[], allow_unsigned=True)
     found = COMPARE(bundle, 0.05 if optimizer == "sgd" else 0.005)
     # Adam's first steps have the rate's length and the gradient's sign: see test_export_parity.
@@ -100,6 +101,8 @@ def test_impossible_batches_are_refused(batches):
         CompileConfig(litert_batches=batches, max_batch=32)
 
 
+# the converter's own
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 def test_the_committed_models_are_what_their_script_writes(tmp_path):
     script = runpy.run_path(str(TESTS / "vectors" / "make_litert_models.py"))
     script["main"](tmp_path)
