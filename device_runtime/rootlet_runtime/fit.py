@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from rootlet_runtime.batches import AnyArray, Schedule, Teacher, gather
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.energy import Energy
