@@ -16,6 +16,7 @@ from rootlet_runtime.errors import RootletError
 from rootlet_server.bench.cli import add_bench_parser
 from rootlet_server.cli_serve import add_serve_parser
 from rootlet_server.cli_simulate import add_simulate_parser
+from rootlet_server.cli_status import add_status_parser
 from rootlet_server.cli_train import add_train_parser
 from rootlet_server.demo.cli import add_demo_parser
 
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_device_parser(commands)
     add_ledger_parser(commands)
     add_serve_parser(commands)
+    add_status_parser(commands)
     add_train_parser(commands)
     add_demo_parser(commands)
     add_simulate_parser(commands)

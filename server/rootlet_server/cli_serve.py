@@ -93,6 +93,12 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
         help="port; 0 for a free one (default: %(default)s)",
     )
     add(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="figures for Prometheus at 127.0.0.1:PORT/metrics (default: none)",
+    )
+    add(
         "--tls",
         type=_tls,
         default="off",
@@ -141,11 +147,17 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve as the arguments say; returns the exit code."""
+    from rootlet_server.federation.metrics import metrics_endpoint  # noqa: PLC0415
+
     federation.require_pinned_flwr()
     config = _config(arguments)
     try:
-        with _sigterm_as_interrupt(), federation.show_events(sys.stdout) as show:
-            result = federation.serve(config, show)
+        with (
+            _sigterm_as_interrupt(),
+            federation.show_events(sys.stdout) as show,
+            metrics_endpoint(arguments.metrics_port, show) as on_event,
+        ):
+            result = federation.serve(config, on_event)
     except KeyboardInterrupt:
         print(
             "stopped; the last finished round is kept, and the same command goes on after it",

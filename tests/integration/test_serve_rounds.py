@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from rootlet.fleet.keys import NodeKey
 from rootlet.fleet.messages import MESSAGES
 from rootlet.fleet.objects import ObjectSet
 from rootlet_runtime import Bundle
+from rootlet_server.cli import main
 from rootlet_server.federation.control import ControlLink
 from rootlet_server.federation.events import EventReader
 from rootlet_server.federation.superlink import SuperLink, SuperLinkConfig
@@ -206,12 +209,18 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_server_leaves_no_process_and_loses_no_finished_round(serve, joined, how):
-    server = serve("--rounds", 500, "--min-devices", 2)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    server = serve("--rounds", 500, "--min-devices", 2, "--metrics-port", port)
     devices = joined(f"http://{server.wait_for('listening').address}", 2)
     server.wait_for("round_finished")
     assert len(processes_of(server.state_dir)) == 2
+    assert wait_until(lambda: b"\nrootlet_round_devices_answered 2.0\n" in scraped(port), 10.0)
+    assert main(["status", "--state-dir", str(server.state_dir)]) == 0
     server.process.send_signal(how)
     returncode, _, error = server.finish()
+    assert main(["status", "--state-dir", str(server.state_dir)]) == 1
 
     assert returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     assert ("the same command goes on" in error) == (how != signal.SIGKILL)
@@ -228,6 +237,11 @@ def test_a_stopped_server_leaves_no_process_and_loses_no_finished_round(serve, j
     assert (returncode, error) == (0, "")
     started = [event.round for event in again.events if event.kind == "round_started"]
     assert started in ([finished + 1], [])  # the stopped server may have just finished that round
+
+
+def scraped(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return answer.read()
 
 
 def nonsense(connection, envelope):
