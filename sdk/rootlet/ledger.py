@@ -80,8 +80,8 @@ class Ledger:
         self._lock = threading.Lock()
         with _disk(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            torn = self._take_out_torn_line()
             self._head = verify(folder)
+            torn = self._take_out_torn_line()
             self._write_head()
         if torn:
             self.append("repaired", bytes_of_an_unfinished_line=torn)
@@ -148,14 +148,15 @@ class Ledger:
 
 
 def read(folder: Path) -> list[Entry]:
-    """The entries of a ledger, unverified.
+    """The entries of a ledger, unverified; a last line without its end is none yet.
 
     Raises:
         LedgerError: A line is not an entry.
     """
     path = folder / FILE
     with _disk(folder):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        content = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = content.split("\n")[:-1]
     return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]
 
 

@@ -73,14 +73,26 @@ def changed(text):
         (lambda t: t[:1], "ends with line 1, and ledger.head says 3"),
         (lambda t: [t[0], "{}\n", t[2]], "line 2 is not an entry"),
         (lambda t: [], "ends with line 0, and ledger.head says 3"),
+        (lambda t: [*t[:2], t[2][:-9]], "ends with line 2, and ledger.head says 3"),
     ],
-    ids=["changed", "removed", "moved", "repeated", "cut off", "overwritten", "emptied"],
+    ids=[
+        "changed",
+        "removed",
+        "moved",
+        "repeated",
+        "cut off",
+        "overwritten",
+        "emptied",
+        "cut in a line",
+    ],
 )
 def test_what_was_done_to_it_is_noticed(three, edit, message):
     rewrite(three, edit(lines(three)))
+    evidence = (three / FILE).read_bytes()
     for use in (verify, Ledger):
         with pytest.raises(LedgerError, match=message):
             use(three)
+    assert (three / FILE).read_bytes() == evidence
 
 
 def test_a_forged_ledger_is_noticed_by_a_head_kept_elsewhere(three, tmp_path):
@@ -111,6 +123,7 @@ def test_what_a_crash_leaves_is_mended_and_said(three):
     assert Ledger(three).head.number == 4
     with (three / FILE).open("a") as file:
         file.write('{"number": 5, "ti')
+    assert verify(three).number == 4
     ledger = Ledger(three)
     last = read(three)[-1]
     assert (ledger.head.number, last.kind) == (5, "repaired")
