@@ -66,7 +66,7 @@ class FederationStatus:
             case events.Waiting():
                 self.state, self.online, self.needed = "waiting", event.online, event.needed
             case events.RoundStarted():
-                self.state = "training"
+                self.state, self.online = "training", max(self.online, len(event.cohort))
             case events.ReplyRefused():
                 self.refused += 1
                 self.last_refusal = f"round {event.round}, node {event.node}: {event.reason}"
