@@ -3,14 +3,14 @@
 A file holds the SHA-256 of what follows it, then safetensors; notes travel as JSON in a tensor of
 bytes. Nothing in a file is executed. A crash at any point leaves the old file or the new one.
 
-``Cipher`` is the seam for encryption at rest: every byte of a file passes through it. The files are
-readable by their owner only; ``Plain``, the default, does not encrypt.
+Every byte of a file passes through a ``Cipher``; the default does not encrypt. The files are
+readable by their owner only.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from rootlet_runtime import strict_json
+from rootlet_runtime.cipher import PLAIN, Cipher
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_runtime.errors import CheckpointError
 
@@ -32,34 +33,6 @@ _NOTES = "notes.json"
 _SUFFIX = ".arrays"
 
 
-class Cipher(Protocol):
-    """Seals what is written and opens what is read; ``name`` binds a file to its place."""
-
-    def seal(self, name: str, plain: bytes) -> bytes:
-        """What goes to the disk."""
-
-    def open(self, name: str, sealed: bytes) -> bytes:
-        """What ``seal`` was given.
-
-        Raises:
-            CheckpointError: it was changed, or is of another name or key.
-        """
-
-
-class Plain:
-    """No encryption."""
-
-    def seal(self, name: str, plain: bytes) -> bytes:
-        """The same bytes."""
-        del name
-        return plain
-
-    def open(self, name: str, sealed: bytes) -> bytes:
-        """The same bytes."""
-        del name
-        return sealed
-
-
 class ArrayFiles:
     """A folder of named arrays.
 
@@ -68,9 +41,9 @@ class ArrayFiles:
         cipher: what every file passes through.
     """
 
-    def __init__(self, folder: Path, cipher: Cipher | None = None) -> None:
+    def __init__(self, folder: Path, cipher: Cipher = PLAIN) -> None:
         self.folder = folder
-        self._cipher: Cipher = Plain() if cipher is None else cipher
+        self._cipher = cipher
 
     def names(self) -> list[str]:
         """The names that are there, sorted."""

@@ -6,6 +6,9 @@ A checkpoint ``<stem>`` in a folder is two files. ``<stem>-<hash>.safetensors`` 
 is named by its own SHA-256, so a new one never overwrites an old one. ``<stem>.json`` names it and
 is renamed into place last: that rename is the commit. What the JSON no longer names is removed
 afterwards.
+
+Both pass through a ``Cipher``, which binds them to the folder's name and theirs; the hash and the
+size are those of the file on disk.
 """
 
 import contextlib
@@ -20,6 +23,7 @@ import safetensors.numpy
 
 from rootlet_runtime import strict_json
 from rootlet_runtime.bundle import Bundle
+from rootlet_runtime.cipher import PLAIN, Cipher
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_runtime.errors import AdapterError, CheckpointError
 from rootlet_runtime.state import TrainState
@@ -59,7 +63,9 @@ class Checkpoint:
     good: TrainState | None = None
 
 
-def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
+def write_checkpoint(
+    folder: Path, stem: str, checkpoint: Checkpoint, cipher: Cipher = PLAIN
+) -> None:
     """Writes atomically; an older checkpoint of the same stem is replaced.
 
     Raises:
@@ -69,7 +75,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
     arrays = _joined(state)
     if good is not None:
         arrays |= {_GOOD + name: array for name, array in _joined(good).items()}
-    data = safetensors.numpy.save(arrays)
+    data = cipher.seal(_place(folder, f"{stem}.safetensors"), safetensors.numpy.save(arrays))
     digest = hashlib.sha256(data).hexdigest()
     record = _Record(
         schema=SCHEMA,
@@ -83,6 +89,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
         checksum="",
     )
     encoded = strict_json.dumps(replace(record, checksum=_checksum(record)))
+    encoded = cipher.seal(_place(folder, f"{stem}.json"), encoded)
     try:
         write_atomically(folder / record.data_file, data)
         write_atomically(folder / f"{stem}.json", encoded)
@@ -94,7 +101,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
     _sweep(folder, stem, keep=record.data_file)
 
 
-def read_checkpoint(folder: Path, stem: str) -> Checkpoint | None:
+def read_checkpoint(folder: Path, stem: str, cipher: Cipher = PLAIN) -> Checkpoint | None:
     """The checkpoint of this stem, or ``None`` where there is none.
 
     Raises:
@@ -103,12 +110,13 @@ def read_checkpoint(folder: Path, stem: str) -> Checkpoint | None:
     path = folder / f"{stem}.json"
     if not path.exists():
         return None
-    record = _read_record(path)
+    record = _read_record(path, cipher)
     data = _read(folder / record.data_file, record.data_bytes)
     if hashlib.sha256(data).hexdigest() != record.data_sha256:
         raise _damaged(folder / record.data_file, "its SHA-256 is not the recorded one")
     try:
-        arrays: Arrays = safetensors.numpy.load(data)
+        opened = cipher.open(_place(folder, f"{stem}.safetensors"), data)
+        arrays: Arrays = safetensors.numpy.load(opened)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _damaged(folder / record.data_file, str(error)) from error
     return Checkpoint(
@@ -155,8 +163,8 @@ def remove_checkpoint(folder: Path, stem: str) -> None:
         _sweep(folder, stem, keep="")
 
 
-def _read_record(path: Path) -> _Record:
-    raw = _read(path, None)
+def _read_record(path: Path, cipher: Cipher) -> _Record:
+    raw = cipher.open(_place(path.parent, path.name), _read(path, None))
     try:
         record = strict_json.decode(strict_json.parse(raw), _Record)
     except strict_json.StrictJsonError as error:
@@ -170,6 +178,11 @@ def _read_record(path: Path) -> _Record:
     ):
         raise _damaged(path, "a value in it is impossible")
     return record
+
+
+def _place(folder: Path, file: str) -> str:
+    """What a file is bound to."""
+    return f"{folder.name}/{file}"
 
 
 def _data_file(stem: str, digest: str) -> str:
