@@ -17,6 +17,7 @@ RootletError
 ├── RequestRefusedError          a well-formed request that this device does not accept
 ├── ConfigError                  a configuration value outside its bounds
 ├── StoreError                   observed examples that cannot be kept or read
+├── KeystoreError                a key that is missing, wrong, or that its key store does not give
 ├── LedgerError                  a ledger that is broken, or that the disk refuses
 ├── StateError                   a state directory in use, or a client in the wrong state
 └── NotNowError                  the participation policy does not allow it at the moment
@@ -101,6 +102,10 @@ class ConfigError(RootletError, ValueError):
 
 class StoreError(RootletError):
     """Observed examples cannot be kept or read."""
+
+
+class KeystoreError(RootletError):
+    """A key is missing or is another state's, or its key store cannot be used."""
 
 
 class LedgerError(RootletError):
