@@ -82,6 +82,13 @@ def add_device_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         metavar="DIR",
         help="where the device remembers (default: nowhere, it forgets when it ends)",
     )
+    add(
+        "--keystore",
+        choices=("file", "keyring", "none"),
+        default="file",
+        help="where the keys lie that the state directory is encrypted with: a file within it, "
+        "the system's key store, or nowhere (it is not encrypted)",
+    )
     add("--root-certificate", type=Path, metavar="CA.pem", help="who signed the server's TLS")
     add("--node-key", type=Path, metavar="FILE", help="identifies this device to the server")
     add(
@@ -136,6 +143,7 @@ def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> in
             policy=policy_of(arguments),
             train=_training(arguments, bundle.manifest),
             data=data,
+            keystore=None if arguments.keystore == "none" else arguments.keystore,
             on_event=visit.hear,
         )
     )

@@ -24,12 +24,14 @@ from rootlet.learner import Learner
 from rootlet.ledger import Ledger
 from rootlet.local_training import LocalTraining
 from rootlet.membership import Connect, Means, Membership
+from rootlet.migration import seal_files
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
 from rootlet.state import StateDirectory
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
 from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
+from rootlet.vault import KeystoreChoice, cipher_of, open_vault
 from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.engines import largest_step
@@ -64,14 +66,22 @@ class DeviceClient:
         conditions: Tells the device's conditions; the default reads Linux's sysfs.
         data: Where examples come from; None for those that the app observes.
         capacity: Most observed examples kept.
+        retention_days: Greatest age of an observed example; None for no limit.
+        quota_bytes: Most bytes of the observed examples' files; None for no limit.
+        keystore: Where the keys lie that everything learnt and observed is encrypted with:
+            ``"file"`` in ``vault.key`` within the state directory, ``"keyring"`` in the system's
+            key store (which may ask the user), or a `rootlet.keystore.KeyStore`; None encrypts
+            nothing.
         recheck_s: Longest time in seconds that a reading of the conditions is used.
         on_event: Hears of everything that happens, in a background thread.
 
     Raises:
         RollbackError: A newer version of the bundle was accepted here before.
         StateError: Another client uses the state directory.
-        StoreError: The state directory holds examples of other shapes.
-        ConfigError: ``train`` asks for more than the bundle takes.
+        StoreError: The state directory holds examples of other shapes, or not as they were written.
+        KeystoreError: The key is missing or another state's, or the key store cannot be used.
+        ConfigError: ``train`` asks for more than the bundle takes, a limit is out of its bounds, or
+            ``keystore`` is another kind than the directory was sealed with.
     """
 
     def __init__(
@@ -84,9 +94,17 @@ class DeviceClient:
         conditions: Callable[[], DeviceConditions] = read_conditions,
         data: DataSource | None = None,
         capacity: int = 4096,
+        retention_days: float | None = None,
+        quota_bytes: int | None = None,
+        keystore: KeystoreChoice | None = "file",
         recheck_s: float = 2.0,
         on_event: Callable[[DeviceEvent], object] | None = None,
     ) -> None:
+        if retention_days is not None and train.continual.replay is not None:
+            raise ConfigError(
+                f"retention_days is {retention_days}, and the replay buffer keeps examples of any "
+                "age: leave one of them out"
+            )
         manifest = bundle.manifest
         self._settings = train.resolved(manifest.training)
         most = largest_step(train.engine, manifest)
@@ -105,17 +123,31 @@ class DeviceClient:
         self._state = StateDirectory(Path(state_dir))
         try:
             self._state.accept(manifest)
+            self._vault = open_vault(self._state.path, keystore)
+            if self._vault is not None:
+                seal_files(self._state.path, self._vault)
             self._store = ExampleStore(
-                self._state.examples, manifest.x, manifest.y, capacity=capacity
+                self._state.examples,
+                manifest.x,
+                manifest.y,
+                capacity=capacity,
+                retention_days=retention_days,
+                quota_bytes=quota_bytes,
+                vault=self._vault,
             )
             folder = self._state.adapter(bundle.manifest_sha256)
             self._data: DataSource = self._store if data is None else data
             self._continual = Continual(
-                train.continual, manifest, self._state.replay, self._data.holdout
+                train.continual, manifest, self._state.replay, self._data.holdout, self._vault
             )
             self._watches_drift = train.continual.drift
             self._learner = Learner(
-                bundle, folder, train.num_threads, self._continual, engine=train.engine
+                bundle,
+                folder,
+                train.num_threads,
+                self._continual,
+                engine=train.engine,
+                vault=self._vault,
             )
             self._state.remove_other_adapters(bundle.manifest_sha256)
         except BaseException:
@@ -224,10 +256,14 @@ class DeviceClient:
     def erase(self) -> None:
         """Removes every observed and replayed example from the device; what was learnt stays.
 
-        A training under way goes on with the examples that it has in memory; none of them is kept.
+        Their key is destroyed: no copy of their files can be read any more. A training under way
+        goes on with the examples that it has in memory; none of them is kept.
+
+        Raises:
+            KeystoreError: The key store refuses; observed examples are still there.
         """
+        self._continual.erase()  # first: from now on no training writes examples, under any key
         self._store.erase()
-        self._continual.erase()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -336,6 +372,7 @@ class DeviceClient:
                 )
 
             _check_address(connect)
+            vault = self._vault
             self._membership = membership = Membership(
                 Means(
                     connect=connect,
@@ -345,8 +382,11 @@ class DeviceClient:
                     ),
                     gate=self._gate,
                     server=address,
-                    ledger=Ledger(self._state.path),
+                    ledger=Ledger(
+                        self._state.path, None if vault is None else vault.anchor("ledger")
+                    ),
                     mailbox=self._state.mailbox,
+                    cipher=cipher_of(self._vault, "learnt", "mailbox"),
                     tell=self._tell,
                     recheck_s=self._recheck_s,
                 )

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.errors import ConfigError
+from rootlet.vault import Vault, cipher_of
 from rootlet_runtime.array_files import ArrayFiles
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.manifest import Manifest
@@ -100,6 +101,7 @@ class Continual:
         manifest: The bundle's.
         folder: Where the buffer is kept.
         held_out: The examples kept from training, asked for at each judgement.
+        vault: Seals the buffer; None keeps it as it is.
 
     Attributes:
         erasures: How often the examples were erased.
@@ -114,10 +116,11 @@ class Continual:
         manifest: Manifest,
         folder: Path,
         held_out: Callable[[], Examples | None],
+        vault: Vault | None = None,
     ) -> None:
         config.check(manifest)
         self._config, self._manifest, self._held_out = config, manifest, held_out
-        self._files = ArrayFiles(folder)
+        self._files = ArrayFiles(folder, cipher_of(vault, "examples", "replay"))
         self._rng = np.random.default_rng()
         self._lock = threading.Lock()
         self.erasures = 0

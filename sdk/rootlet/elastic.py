@@ -1,7 +1,6 @@
 """Elastic weights of one adapter: what local trainings must not undo, kept beside the adapter."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -26,12 +25,11 @@ class Elastic:
     Args:
         strength: Of the pull; 0 does nothing.
         trainer: Of the adapter.
-        folder: Where it is kept.
+        files: Where it is kept.
     """
 
-    def __init__(self, strength: float, trainer: Trainer, folder: Path) -> None:
-        self._strength, self._trainer = strength, trainer
-        self._files = ArrayFiles(folder)
+    def __init__(self, strength: float, trainer: Trainer, files: ArrayFiles) -> None:
+        self._strength, self._trainer, self._files = strength, trainer, files
         self._kept = self._restored()
 
     @property

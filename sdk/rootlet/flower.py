@@ -17,8 +17,10 @@ from rootlet.fleet import records as fleet
 from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.learner import Learner
+from rootlet.migration import seal_files
 from rootlet.participant import DEFAULT_LIMITS, DataSource, Participant, RoundLimits
 from rootlet.state import StateDirectory
+from rootlet.vault import KeystoreChoice, open_vault
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import MissingExtraError
 from rootlet_runtime.trainer import Trainer
@@ -56,6 +58,7 @@ def client_app(
     checkpoint_dir: Path | None = None,
     state_dir: Path | Callable[[Context], Path] | None = None,
     continual: ContinualConfig | None = None,
+    keystore: KeystoreChoice | None = "file",
     energy: EnergyBudget = NO_BUDGET,
 ) -> ClientApp:
     """Return a ClientApp that answers as a rootlet device does.
@@ -76,6 +79,8 @@ def client_app(
         state_dir: Where the node remembers, or a function from the Context to it; one message at a
             time.
         continual: How it goes on learning; needs `state_dir`.
+        keystore: Where the keys lie that what is in `state_dir` is encrypted with, as for
+            `DeviceClient`; None encrypts nothing.
         energy: The most that training may spend; a day's budget needs `state_dir`.
 
     Raises:
@@ -111,11 +116,18 @@ def client_app(
         folder = state_dir(context) if callable(state_dir) else state_dir
         with StateDirectory(folder) as state:
             state.accept(bundle.manifest)
+            vault = open_vault(state.path, keystore)
+            if vault is not None:
+                seal_files(state.path, vault)
             kept = Continual(
-                continual or ContinualConfig(), bundle.manifest, state.replay, source.holdout
+                continual or ContinualConfig(),
+                bundle.manifest,
+                state.replay,
+                source.holdout,
+                vault,
             )
             adapter = state.adapter(bundle.manifest_sha256)
-            learner = Learner(bundle, adapter, num_threads, kept, engine=engine)
+            learner = Learner(bundle, adapter, num_threads, kept, engine=engine, vault=vault)
             state.remove_other_adapters(bundle.manifest_sha256)
             return _reply(message, _answered(learner, source, limits, energy, state, request, rng))
 

@@ -15,6 +15,7 @@ from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
 from rootlet.refreshed_feedback import RefreshedFeedback
+from rootlet.vault import Vault, cipher_of
 from rootlet_runtime.adapter_bank import AdapterBank
 from rootlet_runtime.array_files import ArrayFiles
 from rootlet_runtime.bundle import Bundle
@@ -42,6 +43,7 @@ class Learner:
         num_threads: Processor threads of one training.
         continual: What it replays, and the gate that an adapter must pass.
         engine: What runs the graphs.
+        vault: Seals what is kept in the folder; None keeps it as it is.
 
     Attributes:
         tasks: Adapters that are kept by name.
@@ -57,13 +59,19 @@ class Learner:
         continual: Continual,
         *,
         engine: str = "onnxruntime",
+        vault: Vault | None = None,
     ) -> None:
         self.verdict: Verdict | None = None
         self._continual = continual
-        self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads)
-        self.tasks = AdapterBank(ArrayFiles(folder / "tasks"), bundle.manifest.adapter)
+        cipher, tasks, elastic = (
+            cipher_of(vault, "learnt", folder.name + place) for place in ("", "/tasks", "/elastic")
+        )
+        self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads, cipher=cipher)
+        self.tasks = AdapterBank(ArrayFiles(folder / "tasks", tasks), bundle.manifest.adapter)
         self.drift = ConfidenceDrift()
-        self._elastic = Elastic(continual.ewc, self.trainer, folder / "elastic")
+        self._elastic = Elastic(
+            continual.ewc, self.trainer, ArrayFiles(folder / "elastic", elastic)
+        )
         self.busy = threading.Lock()
         self._folder = folder
         self._predictor = Trainer(bundle, engine=engine)

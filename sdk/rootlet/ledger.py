@@ -10,8 +10,8 @@ fsynced before its head, and both before ``append`` returns: what follows an ent
 leaves) never precedes it, and a crash leaves at most one line that the head does not know.
 
 A changed, removed, reordered or inserted line breaks the chain; lines cut off at the end are missed
-by the head. Who can rewrite both files can forge both: against that helps only a head that was
-exported and kept elsewhere (``verify(known=...)``).
+by the head. Who can rewrite both files can forge both: against that helps only a head that is kept
+elsewhere, exported (``verify(known=...)``) or in an anchor, which is written after the head.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rootlet.anchor import Anchor
 from rootlet.errors import LedgerError
 from rootlet_runtime.durable import fsync_folder, write_atomically
 
@@ -70,17 +71,20 @@ class Ledger:
 
     Args:
         folder: Made if absent.
+        anchor: Keeps the head outside the folder; None keeps it there alone.
 
     Raises:
-        LedgerError: The chain is broken, or the files cannot be used.
+        LedgerError: The chain is broken, older than the anchor, or the files cannot be used.
+        KeystoreError: The anchor cannot be asked.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, anchor: Anchor | None = None) -> None:
         self._path, self._head_path = folder / FILE, folder / HEAD
         self._lock = threading.Lock()
+        self._anchor = anchor
         with _disk(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._head = verify(folder)
+            self._head = verify(folder, known=_anchored(anchor))
             torn = self._take_out_torn_line()
             self._write_head()
         if torn:
@@ -137,6 +141,8 @@ class Ledger:
     def _write_head(self) -> None:
         content = json.dumps({"number": self._head.number, "hash": self._head.hash})
         write_atomically(self._head_path, content.encode())
+        if self._anchor is not None:
+            self._anchor.keep(f"{self._head.number} {self._head.hash}")
 
     def _take_out_torn_line(self) -> int:
         """Cut what follows the last line's end; returns how many bytes."""
@@ -208,6 +214,11 @@ def verify(folder: Path, *, known: Head | None = None) -> Head:
                 "replaced; keep the file as evidence"
             )
     return head
+
+
+def _anchored(anchor: Anchor | None) -> Head | None:
+    number, _, digest = ((anchor and anchor.read()) or "").partition(" ")
+    return Head(int(number), digest) if number.isdecimal() else None
 
 
 def _stored_head(folder: Path) -> Head | None:

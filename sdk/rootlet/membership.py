@@ -21,6 +21,7 @@ from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
+from rootlet_runtime.cipher import Cipher
 from rootlet_runtime.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Means:
         server: The server's address, for the ledger.
         ledger: Hears of everything that leaves, before it does.
         mailbox: Folder in which the message in hand outlives a crash.
+        cipher: What that message passes through.
         tell: Hears of every event.
         recheck_s: Time between two looks at the policy while it says no, in seconds.
     """
@@ -57,6 +59,7 @@ class Means:
     server: str
     ledger: Ledger
     mailbox: Path
+    cipher: Cipher
     tell: Callable[[DeviceEvent], None]
     recheck_s: float
 
@@ -165,7 +168,9 @@ class Membership:
         self._stop = stop = threading.Event()
         connection = self._means.connect(stop.wait)
         self._earlier, self._traffic = self.traffic, connection.traffic
-        session = FleetSession(connection, self, state_dir=self._means.mailbox)
+        session = FleetSession(
+            connection, self, state_dir=self._means.mailbox, cipher=self._means.cipher
+        )
         watch = background.start("rootlet-policy", partial(self._watch, stop))
         try:
             session.run(stop, on_event=self._hear)

@@ -5,6 +5,8 @@ lock            held by the one client that uses the directory
 accepted.json   {"<bundle name>": newest version accepted}
 rounds.json     {"day": "2026-11-23", "rounds": 3}
 energy.json     {"day": "2026-11-23", "joules": 1.5, "method": "estimated"}
+vault.json      where the keys are that what follows is encrypted with (`rootlet.vault`)
+vault.key       the keys, where they are kept in a file
 node.key        the node's private key, where it was generated here; node.key.pub beside it
 adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its manifest; feedback.part
 examples/       what the app observed (`rootlet.store`)
@@ -13,7 +15,7 @@ ledger.jsonl    what left the device (`rootlet.ledger`); ledger.head beside it
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
-Files are written aside, fsynced and renamed; a crash leaves the old file or the new one.
+The ledger, the counts and the node's key are not encrypted. Files are written aside, fsynced and renamed; a crash leaves the old file or the new one.
 """
 
 import contextlib

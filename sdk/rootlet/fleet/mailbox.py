@@ -17,18 +17,20 @@ import contextlib
 import enum
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
 from rootlet.fleet.envelope import Envelope, SealedReply
 from rootlet.fleet.messages import MESSAGES
 from rootlet.fleet.objects import tree_ids
+from rootlet_runtime.cipher import PLAIN, Cipher
 from rootlet_runtime.durable import write_atomically
 from rootlet_runtime.errors import RootletError
 
 _LENGTH_BYTES = 8
+_FILE = "message"
 
 
 class Stage(enum.Enum):
@@ -52,6 +54,7 @@ class Mailbox:
     Args:
         folder: Where the file lies, made readable by its owner only; None keeps everything in
             memory.
+        cipher: What the message passes through.
     """
 
     stage: Stage
@@ -59,12 +62,12 @@ class Mailbox:
     contents: dict[str, bytes]
     reply: SealedReply | None
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, cipher: Cipher = PLAIN) -> None:
+        self._folder, self._cipher = folder, cipher
         self._forget()
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._load(folder / "message")
+            self._load(folder / _FILE)
 
     def pulled(self, envelope: Envelope) -> None:
         """Keep an announced message."""
@@ -86,15 +89,13 @@ class Mailbox:
         """Be done with the message."""
         self._forget()
         if self._folder is not None:
-            (self._folder / "message").unlink(missing_ok=True)
+            (self._folder / _FILE).unlink(missing_ok=True)
 
     def remember_node(self, address: str, public_key: bytes, node_id: int) -> None:
         """Keep the node id that a server gave to a key."""
         if self._folder is not None:
-            _write(
-                self._folder / "node.json",
-                json.dumps({**_identity(address, public_key), "node_id": node_id}).encode(),
-            )
+            known = {**_identity(address, public_key), "node_id": node_id}
+            write_atomically(self._folder / "node.json", json.dumps(known).encode())
 
     def node_id(self, address: str, public_key: bytes) -> int:
         """Return the node id that this server gave to this key; 0 where unknown."""
@@ -125,11 +126,13 @@ class Mailbox:
             sent.message_object_trees.append(self.reply.tree)
         objects = self.reply.contents if self.reply is not None else self.contents
         blobs = [self.stage.value, announced.SerializeToString(), sent.SerializeToString()]
-        _write(self._folder / "message", *blobs, *objects.values(), prefixed=True)
+        content = _prefixed([*blobs, *objects.values()])
+        write_atomically(self._folder / _FILE, self._cipher.seal(_FILE, content))
 
     def _load(self, path: Path) -> None:
         try:
-            stage, announced, sent, *objects = _blobs(path.read_bytes())
+            content = self._cipher.open(_FILE, path.read_bytes())
+            stage, announced, sent, *objects = _blobs(content)
             self._restore(Stage(stage), announced, sent, objects)
         except FileNotFoundError:
             return
@@ -156,14 +159,8 @@ def _identity(address: str, public_key: bytes) -> dict[str, str]:
     return {"address": address, "public_key_sha256": hashlib.sha256(public_key).hexdigest()}
 
 
-def _write(path: Path, *blobs: bytes, prefixed: bool = False) -> None:
-    def write(file: BinaryIO) -> None:
-        for blob in blobs:
-            if prefixed:
-                file.write(len(blob).to_bytes(_LENGTH_BYTES))
-            file.write(blob)
-
-    write_atomically(path, write)
+def _prefixed(blobs: Iterable[bytes]) -> bytes:
+    return b"".join(len(blob).to_bytes(_LENGTH_BYTES) + blob for blob in blobs)
 
 
 def _blobs(content: bytes) -> list[bytes]:

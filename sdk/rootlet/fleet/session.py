@@ -27,6 +27,7 @@ from rootlet.fleet.heartbeat import Heartbeat
 from rootlet.fleet.mailbox import Mailbox, Stage
 from rootlet.fleet.patience import DEFAULT_POLLING, Outage, PollPolicy
 from rootlet.protocol import ERROR_MALFORMED
+from rootlet_runtime.cipher import PLAIN, Cipher
 
 LINGER_S = 60.0
 """How long a leaving device waits for its last replies to be read, in seconds; a stock ServerApp
@@ -54,6 +55,7 @@ class FleetSession:
         participant: Answers the requests.
         state_dir: Where the current message and the node id outlive a crash; None for nowhere, so
             that a crash loses the message and locks the device out for two heartbeat intervals.
+        cipher: What the message in that folder passes through.
         polling: How often to ask for work.
         linger_s: Longest wait for the last replies to be read when leaving, in seconds.
         activation_wait_s: Longest wait for a server that still counts this node as online, in
@@ -66,13 +68,14 @@ class FleetSession:
         participant: Participant,
         *,
         state_dir: Path | None = None,
+        cipher: Cipher = PLAIN,
         polling: PollPolicy = DEFAULT_POLLING,
         linger_s: float = LINGER_S,
         activation_wait_s: float | None = None,
     ) -> None:
         self._connection = connection
         self._participant = participant
-        self._mailbox = Mailbox(state_dir)
+        self._mailbox = Mailbox(state_dir, cipher)
         self._polling = polling
         self._linger_s = linger_s
         self._activation_wait_s = (
