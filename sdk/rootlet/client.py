@@ -372,7 +372,7 @@ class DeviceClient:
                 )
 
             _check_address(connect)
-            vault = self._vault
+            anchor = None if self._vault is None else self._vault.anchor("ledger")
             self._membership = membership = Membership(
                 Means(
                     connect=connect,
@@ -382,9 +382,7 @@ class DeviceClient:
                     ),
                     gate=self._gate,
                     server=address,
-                    ledger=Ledger(
-                        self._state.path, None if vault is None else vault.anchor("ledger")
-                    ),
+                    ledger=Ledger(self._state.path, anchor),
                     mailbox=self._state.mailbox,
                     cipher=cipher_of(self._vault, "learnt", "mailbox"),
                     tell=self._tell,

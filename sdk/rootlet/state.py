@@ -15,7 +15,8 @@ ledger.jsonl    what left the device (`rootlet.ledger`); ledger.head beside it
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
-The ledger, the counts and the node's key are not encrypted. Files are written aside, fsynced and renamed; a crash leaves the old file or the new one.
+The ledger, the counts and the node's key are not encrypted.
+Files are written aside, fsynced and renamed; a crash leaves the old file or the new one.
 """
 
 import contextlib

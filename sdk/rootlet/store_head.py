@@ -169,21 +169,32 @@ class SealedHead:
         self, first: int, header_sha256: str, count: int, tag: str, newest: int
     ) -> SegmentEnd:
         """A segment of the head, whose file must be there, be that one and be long enough."""
-        path = self._folder / f"{first:020d}{self._form.suffix}"
+        path = self._path_of(first)
         if not path.exists():
             raise self._refused(f"names {path.name}, which is missing")
         header = self._form.header(path)
-        if _sha256(header) != header_sha256:
-            raise self._refused(f"names another {path.name}: an older file was put in its place")
-        cut = len(header) + count * self._form.record_bytes - path.stat().st_size
-        if cut > 0:
-            raise self._refused(f"names {count} records of {path.name}: {cut} bytes are cut off")
-        return SegmentEnd(
+        end = SegmentEnd(
             first=first, header=header, count=count, tag=bytes.fromhex(tag), newest=newest
         )
+        if _sha256(header) != header_sha256:
+            raise self._refused(f"names another {path.name}: an older file was put in its place")
+        if (cut := self._cut(end)) > 0:
+            raise self._refused(f"names {count} records of {path.name}: {cut} bytes are cut off")
+        return end
+
+    def _cut(self, end: SegmentEnd) -> int:
+        """How many bytes a segment's file lacks; below 0 where it has more than the head knows."""
+        expected = len(end.header) + end.count * self._form.record_bytes
+        return expected - self._path_of(end.first).stat().st_size
+
+    def _path_of(self, first: int) -> Path:
+        return self._folder / f"{first:020d}{self._form.suffix}"
 
     def _sweep(self, following: int, ends: dict[int, SegmentEnd]) -> None:
-        """Removes segments before the head, and empty ones; there may be one beyond it."""
+        """Removes segments before the head, and empty ones.
+
+        There may be one beyond it, begun when the head knew the one before it to its end.
+        """
         beyond = []
         for path in sorted(self._folder.glob("*" + self._form.suffix)):
             if int(path.stem) in ends:
@@ -192,8 +203,11 @@ class SealedHead:
                 path.unlink()
             else:
                 beyond.append(path.name)
+        newest = next(reversed(ends.values()), None)
+        if beyond and newest is not None and self._cut(newest) < 0:
+            beyond.append("the last records before it")
         if len(beyond) > 1:
-            raise self._refused(f"does not know {', '.join(beyond)}")
+            raise self._refused(f"does not know {', '.join(beyond)}: it is an older one")
 
     def _refused(self, reason: str) -> StoreError:
         return StoreError(
