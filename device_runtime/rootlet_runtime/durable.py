@@ -12,11 +12,16 @@ from typing import BinaryIO
 
 
 def write_atomically(
-    path: Path, content: bytes | Callable[[BinaryIO], None], mode: int = 0o600
+    path: Path,
+    content: bytes | Callable[[BinaryIO], None],
+    mode: int = 0o600,
+    *,
+    settle: bool = True,
 ) -> None:
     """Writes a new file beside ``path``, then puts it in ``path``'s place.
 
-    ``content`` is the bytes, or a function that writes them.
+    ``content`` is the bytes, or a function that writes them. Without ``settle`` the folder is not
+    fsynced: a power cut, though no crash of the process, may bring the old file back.
 
     Raises:
         OSError: the disk refused; ``path`` is as it was.
@@ -39,7 +44,8 @@ def write_atomically(
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
-    fsync_folder(path.parent)
+    if settle:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

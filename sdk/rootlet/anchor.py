@@ -14,10 +14,14 @@ class Anchor:
     Args:
         keystore: Where it is kept.
         entry: Under which name.
+
+    Attributes:
+        anchors: Whether anything is kept.
     """
 
     def __init__(self, keystore: KeyStore, entry: str) -> None:
         self._keystore, self._entry = keystore, entry
+        self.anchors = keystore.anchors
 
     def read(self) -> str | None:
         """What was kept last.
@@ -25,11 +29,11 @@ class Anchor:
         Raises:
             KeystoreError: The key store cannot be asked.
         """
-        return self._keystore.read(self._entry) if self._keystore.anchors else None
+        return self._keystore.read(self._entry) if self.anchors else None
 
     def keep(self, value: str) -> None:
         """Keeps a value; a key store that refuses is logged, and the next value anchors again."""
-        if self._keystore.anchors:
+        if self.anchors:
             try:
                 self._keystore.write(self._entry, value)
             except KeystoreError as error:
@@ -37,5 +41,5 @@ class Anchor:
 
     def forget(self) -> None:
         """Lets any value follow."""
-        if self._keystore.anchors:
+        if self.anchors:
             self._keystore.remove(self._entry)

@@ -119,6 +119,8 @@ class SegmentLog:
             del self._ends[end.first]
         self._known = self._known and not retired
         self._commit()
+        if retired:
+            fsync_folder(self._folder)
         for end in retired:
             try:
                 self._path(end).unlink()

@@ -7,9 +7,10 @@ and each segment with the hash of its header, its records, the tag of the last o
     records written, fsynced ──► head replaced ──► generation anchored ──► old segments unlinked
 
 A crash between two of these leaves records beyond the head, in one segment at most, or segments
-before it: the first are taken if they are authentic, the second removed. Anything else that does
-not agree with the head was changed. Where the vault's key store anchors, a head older than the
-anchor is refused: somebody put an older copy of the folder back.
+before it: the first are taken if they are authentic, the second removed. So does a power cut, for
+the folder is fsynced before a generation is anchored, a segment begun or one unlinked, and not
+each time. Anything else that does not agree with the head was changed. Where the vault's key store
+anchors, a head older than the anchor is refused: somebody put an older copy of the folder back.
 """
 
 import hashlib
@@ -123,7 +124,8 @@ class SealedHead:
         ]
         content = {"generation": self._generation, "next": following, "segments": rows}
         raw = json.dumps(content, separators=(",", ":")).encode()
-        write_atomically(self._path, self._vault.seal("examples", _PURPOSE, FILE, raw))
+        sealed = self._vault.seal("examples", _PURPOSE, FILE, raw)
+        write_atomically(self._path, sealed, settle=self._anchor.anchors)
         self._keep_anchored()
 
     def destroy(self) -> None:
