@@ -15,6 +15,7 @@ LAST_LINES = {
         "int8 dfa, clipped, as a device runs it / Opacus hooks, tiny, "
     ),
     "bench_memory.py --quick": "growth of memory, A frozen / A learns, tiny, batch 2: ",
+    "bench_store.py --quick": "sealed / plain, append and read, worst: ratio ",
     "bench_full_training.py --quick": "throughput, train / by hand: ratio ",
     "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
 }
