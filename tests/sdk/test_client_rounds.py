@@ -32,8 +32,9 @@ class Session:
     opened: ClassVar[list["Session"]]
     failure: ClassVar[Exception | None] = None
 
-    def __init__(self, connection, participant, *, state_dir):
+    def __init__(self, connection, participant, *, state_dir, cipher):
         self.connection, self.participant, self.state_dir = connection, participant, state_dir
+        del cipher
         self.ended = threading.Event()
         self.stop = self.on_event = None
         type(self).opened.append(self)
