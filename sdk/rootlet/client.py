@@ -26,6 +26,9 @@ from rootlet.local_training import LocalTraining
 from rootlet.membership import Connect, Means, Membership
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
+from rootlet.secagg.enrolment import EnrolmentFolder
+from rootlet.secagg.participation import SecureParticipation, UsedRounds
+from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
 from rootlet.store import ExampleStore
@@ -39,6 +42,7 @@ from rootlet_runtime.fit import FitResult, Progress
 
 DEFAULT_POLICY = ParticipationPolicy()
 DEFAULT_TRAINING = TrainConfig()
+DEFAULT_SECURE = SecurePolicy()
 LEAVE_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -308,6 +312,7 @@ class DeviceClient:
         address: str,
         root_certificate: Path | None = None,
         node_key: NodeKey | None = None,
+        secure: SecurePolicy = DEFAULT_SECURE,
     ) -> None:
         """Takes part in the rounds of a server whenever the policy allows it; returns at once.
 
@@ -316,8 +321,11 @@ class DeviceClient:
             root_certificate: PEM file of the authority that signed the server's certificate; None
                 for the system's authorities.
             node_key: Identifies the device; None for one that is kept in the state directory.
+            secure: What an enrolled device insists on in secure rounds; one that is not enrolled
+                takes part in none.
 
         Raises:
+            EnrolmentError: The enrolment is damaged or has expired.
             StateError: The client is closed or takes part already.
             ConfigError: Not an address, or not a certificate.
             InsecureAddressError: Plain HTTP to another machine.
@@ -341,7 +349,7 @@ class DeviceClient:
                     connect=connect,
                     learner=self._learner,
                     participant=self._learner.participant(
-                        self._data, self._limits, self._allowance()
+                        self._data, self._limits, self._allowance(), secure=self._secure(secure)
                     ),
                     gate=self._gate,
                     server=address,
@@ -352,6 +360,20 @@ class DeviceClient:
                 )
             )
             self._start("rootlet-fleet", membership.run)
+
+    def _secure(self, policy: SecurePolicy) -> SecureParticipation | None:
+        """The device's part in secure rounds; None where it is not enrolled."""
+        folder = self._state.enrolment
+        identity = EnrolmentFolder(folder).load()
+        if identity is None:
+            return None
+        return SecureParticipation(
+            identity,
+            policy,
+            manifest_sha256=self._bundle.manifest_sha256,
+            values=sum(spec.elements for spec in self._bundle.manifest.adapter),
+            used=UsedRounds(folder / "rounds"),
+        )
 
     def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> bool:
         """Stops taking part; a training under way ends between two steps.

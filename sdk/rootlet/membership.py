@@ -20,6 +20,7 @@ from rootlet.learner import Learner
 from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
+from rootlet.secagg.messages import QUERY, SECURE
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
 from rootlet_runtime.errors import CheckpointError
 
@@ -29,6 +30,7 @@ RETRY_S = 60.0
 """Pause after a failure that may pass, in seconds."""
 
 _TICK_S = 0.2
+_KINDS = {protocol.TRAIN: "update", protocol.EVALUATE: "metrics", QUERY: "stage"}
 _ONLINE = {EventKind.ACTIVATED, EventKind.RESUMED, EventKind.CONNECTION_RESTORED}
 
 Connect = Callable[[Callable[[float], object]], FleetConnection]
@@ -142,7 +144,8 @@ class Membership:
                 self._interrupt()
                 return None
             self._reply_due = True
-            self._keep(request, answer)
+            if request.message_type != QUERY:
+                self._keep(request, answer)
             answer = self._recorded(request, answer)
         finally:
             self.state = DeviceState.ONLINE
@@ -224,8 +227,9 @@ class Membership:
     def _recorded(self, request: FleetRequest, answer: Answer) -> Answer:
         """Writes down what is about to leave; what cannot be written down does not leave."""
         manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
+        secure = SECURE in request.records
         if not answer.error:
-            kind = "update" if request.message_type == protocol.TRAIN else "metrics"
+            kind = _KINDS[request.message_type]
         names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
         try:
             self._means.ledger.append(
@@ -237,7 +241,8 @@ class Membership:
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
                 tensors=names["arrays"],
                 metrics=names["metrics"],
-                protection="none",
+                protection="secure aggregation" if secure else "none",
+                **({"stage": str(request.records[SECURE].get("stage", ""))} if secure else {}),
             )
         except LedgerError as error:
             self._means.tell(DeviceEvent(kind="failed", detail=f"nothing was sent: {error}"))

@@ -18,6 +18,9 @@ from rootlet.fleet.records import ArrayRecord
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from rootlet.refreshed_feedback import RefreshedFeedback
 from rootlet.round_work import needed_work, spent_j
+from rootlet.secagg.messages import QUERY, SECURE, StageMessage
+from rootlet.secagg.participation import SecureParticipation
+from rootlet.secagg.update import flat
 from rootlet_runtime.errors import (
     AdapterError,
     DivergedError,
@@ -82,6 +85,7 @@ class Participant:
         allowance: What a round may spend, and the account that it is charged to.
         feedback: What the trainer learns by and keeps; None for one that lasts as long as the
             participant, and is not told to the server.
+        secure: Answers the stages of secure aggregation; None where the device is not enrolled.
 
     Attributes:
         allowance: What a round may spend, and the account that it is charged to.
@@ -99,6 +103,7 @@ class Participant:
         allowance: Allowance | None = None,
         continual: Continual | None = None,
         feedback: RefreshedFeedback | None = None,
+        secure: SecureParticipation | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
         self.allowance = allowance or Allowance()
@@ -109,6 +114,7 @@ class Participant:
         self._checkpoint_dir = checkpoint_dir
         self._continual = continual
         self._feedback = feedback or RefreshedFeedback(trainer)
+        self._secure = secure
         classes = trainer.bundle.manifest.task == "classification"
         self._metric = protocol.METRICS[0 if classes else 1]
 
@@ -135,25 +141,56 @@ class Participant:
         return answer
 
     def _answer(self, request: FleetRequest, should_stop: Callable[[], bool]) -> Answer | None:
+        if request.message_type == QUERY and SECURE in request.records:
+            return self._enrolled().answer(StageMessage.request(request.records))
         if request.message_type == protocol.TRAIN:
-            asked = TrainRequest.from_records(request.records)
+            stage = self._upload_stage(request)
+            plain = {name: each for name, each in request.records.items() if name != SECURE}
+            asked = TrainRequest.from_records(plain)
             self._check(asked)
             self._check_training(asked)
             if asked.feedback:
                 self._feedback.receive(asked.feedback)
-            return self._train(asked, request.n_bytes, should_stop)
+            reply = self._train(asked, request.n_bytes, should_stop)
+            if reply is None or stage is None:
+                return None if reply is None else Answer(reply.to_records())
+            return self._enrolled().upload(stage, flat(reply.adapter) - flat(asked.adapter))
         if request.message_type == protocol.EVALUATE:
+            self._require_open("its figures")
             evaluation = EvaluateRequest.from_records(request.records)
             self._check(evaluation)
             return self._evaluate(evaluation)
         raise RequestRefusedError(
             f"message type {request.message_type!r:.80} is unknown; this device answers "
-            f"{protocol.TRAIN!r} and {protocol.EVALUATE!r}"
+            f"{protocol.TRAIN!r}, {protocol.EVALUATE!r} and the stages of secure rounds"
         )
+
+    def _upload_stage(self, request: FleetRequest) -> StageMessage | None:
+        """The secure round that an update is for; None where it travels in clear."""
+        if SECURE not in request.records:
+            self._require_open("its update")
+            return None
+        stage = StageMessage.request({SECURE: request.records[SECURE]})
+        self._enrolled().plan(stage)  # refused before anything is trained
+        return stage
+
+    def _enrolled(self) -> SecureParticipation:
+        if self._secure is None:
+            raise RequestRefusedError(
+                "this device is not enrolled, and takes part in no secure round: run rootlet enrol"
+            )
+        return self._secure
+
+    def _require_open(self, what: str) -> None:
+        if self._secure is not None and self._secure.policy.required:
+            raise RequestRefusedError(
+                f"this device sends {what} by secure aggregation only: ask by a secure round, or "
+                "set required=False in its SecurePolicy"
+            )
 
     def _train(
         self, asked: TrainRequest, bytes_down: int, should_stop: Callable[[], bool]
-    ) -> Answer | None:
+    ) -> TrainReply | None:
         erasures = 0 if self._continual is None else self._continual.erasures
         x, y = self._data.train()
         measured_x, measured_y = self._measured(x, y)
@@ -197,7 +234,7 @@ class Participant:
         if self._continual is not None:
             self._continual.learnt(self._trainer, (x, y), asked.epochs, erasures=erasures)
         adapter = self._trainer.adapter
-        reply = TrainReply(
+        return TrainReply(
             metric=self._metric,
             adapter=adapter,
             num_examples=len(x),
@@ -210,7 +247,6 @@ class Participant:
             bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
             feedback_version=self._feedback.version,
         )
-        return Answer(reply.to_records())
 
     def _evaluate(self, asked: EvaluateRequest) -> Answer:
         x, y = self._measured(*self._data.train())

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rootlet_runtime.signing import load_public_key
 from rootlet_server import federation
+from rootlet_server.cli_secure import add_secure_options, secure_settings
 
 if TYPE_CHECKING:
     from rootlet_server.federation.config import TlsChoice
@@ -50,6 +51,7 @@ def add_serve_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the private key that signs the improved bundle",
     )
     _add_round_options(parser.add_argument_group("rounds"))
+    add_secure_options(parser.add_argument_group("secure aggregation"))
     _add_network_options(parser.add_argument_group("network"))
     _add_file_options(parser.add_argument_group("files"))
 
@@ -191,6 +193,7 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         node_keys=arguments.node_keys,
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
+        secure=secure_settings(arguments),
     )
 
 

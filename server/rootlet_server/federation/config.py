@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
+from rootlet_server.secagg.settings import SecureSettings
 
 TlsChoice = Literal["off", "auto"] | tuple[Path, Path, Path]
 
@@ -43,6 +44,7 @@ class ServeConfig:
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
+        secure: Secure aggregation of every round, or None for updates in clear.
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -72,6 +74,7 @@ class ServeConfig:
     database: Path | None = None
     evaluate_data: Path | None = None
     feedback: Path | None = None
+    secure: SecureSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "min_devices", "max_examples"):
@@ -82,6 +85,13 @@ class ServeConfig:
         for name in ("learning_rate", "deadline_s", "wait_s"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.secure is not None:
+            least = self.secure.least(min(self.min_devices, self.cohort_size or self.min_devices))
+            if min(self.min_devices, self.cohort_size or self.min_devices) < least:
+                raise ServeConfigError(
+                    f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
+                    "--min-devices, or lower --min-live and the devices' own floor"
+                )
         if self.feedback is not None and not self.feedback.parent.is_dir():
             raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:

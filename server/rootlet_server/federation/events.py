@@ -125,6 +125,8 @@ class RoundFinished(Event):
         train_s: The longest training time of a device, in seconds.
         energy_estimated_j: Sum of the devices' estimates, in joules.
         central: Metrics on the server's own evaluation data, if it has any.
+        protection: How the updates were protected from the server; then there are no means, and
+            neither training times nor energies.
     """
 
     kind: ClassVar[str] = "round_finished"
@@ -138,6 +140,21 @@ class RoundFinished(Event):
     train_s: float
     energy_estimated_j: float
     central: Mapping[str, float] | None = None
+    protection: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFailed(Event):
+    """A round came to nothing, and is tried again.
+
+    Attributes:
+        round: The round, from 1.
+        reason: Why.
+    """
+
+    kind: ClassVar[str] = "round_failed"
+    round: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +206,8 @@ class Published(Event):
 KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
-        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundFinished, Evaluated,
-        RunFinished, Published,
+        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundFinished, RoundFailed,
+        Evaluated, RunFinished, Published,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.errors import ServeConfigError
+from rootlet_server.secagg.settings import SecureSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class FederationPlan:
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
+        secure: Secure aggregation of every round, or None.
     """
 
     bundle: str
@@ -54,6 +56,7 @@ class FederationPlan:
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
+    secure: SecureSettings | None = None
 
     @property
     def metric(self) -> str:
@@ -80,6 +83,9 @@ class FederationPlan:
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             values["trusted_keys"] = tuple(values["trusted_keys"])
+            if (secure := values.get("secure")) is not None:
+                authorities = tuple(secure["authorities"])
+                values["secure"] = SecureSettings(**{**secure, "authorities": authorities})
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ServeConfigError(

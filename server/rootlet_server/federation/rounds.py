@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 from rootlet.fleet.records import Records
 from rootlet.flower import to_record_dict
 from rootlet.protocol import EvaluateRequest, TrainRequest
+from rootlet.secagg.update import flat, unflat
 from rootlet_server.errors import NotEnoughDevicesError, ReplyError
 from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
 from rootlet_server.federation.events import (
@@ -25,6 +26,7 @@ from rootlet_server.federation.events import (
     EventLog,
     Reply,
     ReplyRefused,
+    RoundFailed,
     RoundFinished,
     RoundStarted,
     Waiting,
@@ -38,6 +40,8 @@ from rootlet_server.federation.replies import (
     check_evaluate_reply,
     check_train_reply,
 )
+from rootlet_server.secagg.aggregator import SecureRoundFailedError
+from rootlet_server.secagg.rounds import SecureRound
 
 _ONLINE_POLL_S = 0.2
 _MAX_FAILED_ROUNDS = 3
@@ -129,6 +133,8 @@ class RoundLoop:
             batch_size=plan.batch_size,
             learning_rate=plan.learning_rate,
         )
+        if plan.secure is not None:
+            return self._secure_round(before, request, cohort, start)
         accepted = self._collect(
             MessageType.TRAIN,
             round_,
@@ -154,9 +160,55 @@ class RoundLoop:
         self._log.write(self._summary(after, accepted, len(cohort), time.monotonic() - start))
         return after
 
+    def _secure_round(
+        self, before: RoundCheckpoint, request: TrainRequest, cohort: Sequence[int], start: float
+    ) -> RoundCheckpoint | None:
+        """One round by secure aggregation; None if no group gave a sum."""
+        plan = self._plan
+        if plan.secure is None:
+            raise AssertionError("unreachable: a secure round has settings")
+        secure = SecureRound(
+            self._grid,
+            self._log,
+            plan.secure,
+            round_=request.round,
+            deadline_s=plan.deadline_s,
+        )
+        try:
+            found = secure.run(
+                request.to_records(),
+                cohort,
+                manifest_sha256=plan.manifest_sha256,
+                values=sum(array.size for array in before.adapter.values()),
+            )
+        except SecureRoundFailedError as error:
+            self._log.write(RoundFailed(round=request.round, reason=str(error)))
+            return None
+        moved = unflat(flat(before.adapter) + found.update, before.adapter)
+        after = replace(before, round=request.round, adapter=moved)
+        after.save(plan.checkpoint_path)
+        self._log.write(
+            RoundFinished(
+                round=after.round,
+                devices=found.devices,
+                asked=len(cohort),
+                seconds=time.monotonic() - start,
+                means={},
+                bytes_down=0,
+                bytes_up=found.bytes_up,
+                train_s=0.0,
+                energy_estimated_j=0.0,
+                central=self._central(after.adapter) if self._central else None,
+                protection=f"secure aggregation, {found.groups} "
+                f"{'sum' if found.groups == 1 else 'sums'} of {found.devices} devices",
+            )
+        )
+        return after
+
     def _evaluate(self, state: RoundCheckpoint) -> None:
         plan = self._plan
-        nodes = sorted(self._grid.get_node_ids())
+        # Devices' figures would leave them in clear.
+        nodes = sorted(self._grid.get_node_ids()) if plan.secure is None else []
         request = EvaluateRequest(
             adapter=state.adapter,
             bundle=plan.bundle,

@@ -150,6 +150,7 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         trusted_keys=tuple(public_key_hex(key) for key in config.trusted_keys),
         evaluate_path=data.resolve() if data else None,
         feedback_path=config.feedback.resolve() if config.feedback else None,
+        secure=config.secure,
     )
 
 

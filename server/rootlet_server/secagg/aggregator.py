@@ -159,9 +159,19 @@ class SecureAggregator:
         return self._live_bits
 
     @property
+    def live_bits(self) -> bytes:
+        """What `close_live` returned."""
+        return self._live_bits
+
+    @property
     def live(self) -> list[int]:
         """The places in the sum, sorted."""
         return sorted(self._uploaded)
+
+    @property
+    def confirmed(self) -> list[int]:
+        """The places that have signed the live set, sorted."""
+        return sorted(self._signatures)
 
     def add_confirmation(self, place: int, signature: bytes) -> None:
         """Take a device's signature over the live set.
