@@ -26,8 +26,7 @@ from rootlet.local_training import LocalTraining
 from rootlet.membership import Connect, Means, Membership
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
-from rootlet.secagg.enrolment import EnrolmentFolder
-from rootlet.secagg.participation import SecureParticipation, UsedRounds
+from rootlet.secagg.participation import SecureParticipation
 from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
@@ -349,7 +348,12 @@ class DeviceClient:
                     connect=connect,
                     learner=self._learner,
                     participant=self._learner.participant(
-                        self._data, self._limits, self._allowance(), secure=self._secure(secure)
+                        self._data,
+                        self._limits,
+                        self._allowance(),
+                        secure=SecureParticipation.open(
+                            self._state.enrolment, secure, self._bundle
+                        ),
                     ),
                     gate=self._gate,
                     server=address,
@@ -360,20 +364,6 @@ class DeviceClient:
                 )
             )
             self._start("rootlet-fleet", membership.run)
-
-    def _secure(self, policy: SecurePolicy) -> SecureParticipation | None:
-        """The device's part in secure rounds; None where it is not enrolled."""
-        folder = self._state.enrolment
-        identity = EnrolmentFolder(folder).load()
-        if identity is None:
-            return None
-        return SecureParticipation(
-            identity,
-            policy,
-            manifest_sha256=self._bundle.manifest_sha256,
-            values=sum(spec.elements for spec in self._bundle.manifest.adapter),
-            used=UsedRounds(folder / "rounds"),
-        )
 
     def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> bool:
         """Stops taking part; a training under way ends between two steps.

@@ -2,8 +2,14 @@
 
 import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,40 +17,43 @@ import pytest
 from rootlet import DeviceClient, ParticipationPolicy
 from rootlet import ledger as device_ledger
 from rootlet.data import ArrayData
+from rootlet.fleet.connection import FleetConnection
+from rootlet.fleet.keys import NodeKey
+from rootlet.fleet.session import FleetSession
+from rootlet.secagg.enrolment import Certificate, EnrolmentFolder
+from rootlet.secagg.messages import SECURE, StageMessage
+from rootlet.secagg.participation import SecureParticipation
 from rootlet.secagg.policy import SecurePolicy
+from rootlet.secagg.update import flat
 from rootlet_runtime import Bundle
+from rootlet_runtime.signing import load_private_key
 from rootlet_server.cli import main
 from rootlet_server.federation.events import EventReader
 
 ANY_TIME = ParticipationPolicy(charging=False, unmetered=False, idle=False)
-DEVICES = 6
+BIN = Path(sys.executable).parent
+DEVICES, HUNDRED = 6, 100
+
+
+def run(*arguments):
+    assert main(list(map(str, arguments))) == 0
 
 
 def enrol(authority, state_dir, name, capsys):
-    """The four commands of `rootlet enrol`, on a device's folder."""
-    assert main(["enrol", "request", "--state-dir", str(state_dir)]) == 0
-    device = capsys.readouterr().out.split()[-1]
-    certificate = state_dir / "device.cert"
-    assert (
-        main(
-            ["enrol", "sign", "--authority", f"{authority}.pem", "--device", device]
-            + ["--name", name, "--out", str(certificate)]
-        )
-        == 0
-    )
-    assert (
-        main(
-            ["enrol", "install", "--state-dir", str(state_dir), "--certificate", str(certificate)]
-            + ["--authority", f"{authority}.pub.pem"]
-        )
-        == 0
-    )
+    """The commands of `rootlet enrol`, on a device's folder."""
+    run("enrol", "request", "--state-dir", state_dir)
+    device, certificate = capsys.readouterr().out.split()[-1], state_dir / "device.cert"
+    key, public = f"{authority}.pem", f"{authority}.pub.pem"
+    wanted = ("--device", device, "--name", name, "--out", certificate)
+    run("enrol", "sign", "--authority", key, *wanted)
+    run("enrol", "install", "--state-dir", state_dir, "--certificate", certificate,
+        "--authority", public)  # fmt: skip
 
 
 @pytest.fixture
 def authority(tmp_path, capsys):
     stem = tmp_path / "ca"
-    assert main(["enrol", "authority", str(stem)]) == 0
+    run("enrol", "authority", stem)
     return stem
 
 
@@ -59,7 +68,7 @@ class Fleet:
         bundle = self.stack.enter_context(
             Bundle.load(self.bundle.path, trusted_keys=self.bundle.trusted_keys)
         )
-        mine = slice(number, None, DEVICES)
+        mine = slice(number % DEVICES, None, DEVICES)
         device = DeviceClient(
             bundle,
             self.folder / f"device{number}",
@@ -69,6 +78,43 @@ class Fleet:
         )
         self.stack.callback(device.close, 1.0)
         return device
+
+
+def supernode(bundle, folder, number, address):
+    """A stock Flower SuperNode, as its owner starts one."""
+    data = folder / f"node{number}.npz"
+    np.savez(data, x=bundle.x[number::DEVICES], y=bundle.y[number::DEVICES])
+    config = {
+        "bundle": bundle.path,
+        "trusted-key": bundle.public_key_path,
+        "data": data,
+        "enrolment": folder / f"device{number}" / "enrolment",
+    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return subprocess.Popen(
+        [
+            str(BIN / "flower-supernode"),
+            *("--insecure", "--superlink", address.removeprefix("http://"), "--port", str(port)),
+            *("--node-config", " ".join(f'{name}="{value}"' for name, value in config.items())),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        },
+        start_new_session=True,
+    )
+
+
+def ended(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def served(bundle, folder, *options):
@@ -110,7 +156,7 @@ def test_enrolled_devices_improve_a_bundle_whose_server_sees_sums_alone(
         stack.callback(process.kill)
         for number in range(DEVICES):
             fleet.open(number).join(address, secure=SecurePolicy(min_live=3 if groups else 5))
-        out, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
     found = list(EventReader(events).read())
     rounds = [event for event in found if event.kind == "round_finished"]
@@ -142,7 +188,7 @@ def test_a_device_that_is_not_enrolled_is_left_out_and_an_enrolled_one_sends_not
         stack.callback(process.kill)
         for number in range(DEVICES):
             fleet.open(number).join(address)
-        out, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=120)
         assert (process.returncode, error) == (0, "")
         found = list(EventReader(events).read())
         refused = [event for event in found if event.kind == "reply_refused"]
@@ -163,3 +209,80 @@ def test_a_device_that_is_not_enrolled_is_left_out_and_an_enrolled_one_sends_not
         found = list(EventReader(events).read())
         refused = [event.reason for event in found if event.kind == "reply_refused"]
         assert any("by secure aggregation only" in reason for reason in refused)
+
+
+@pytest.mark.slow
+def test_a_stock_supernode_takes_part_in_a_secure_round(mlp_bundle, tmp_path, authority, capsys):
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(mlp_bundle, tmp_path, stack)
+        for number in range(DEVICES):
+            enrol(authority, tmp_path / f"device{number}", f"device {number}", capsys)
+        process, address, events = served(
+            mlp_bundle, tmp_path, "--rounds", 1, "--min-devices", DEVICES, "--min-live", 5,
+            "--enrolment-authority", f"{authority}.pub.pem",
+        )  # fmt: skip
+        stack.callback(process.kill)
+        stack.callback(ended, supernode(mlp_bundle, tmp_path, DEVICES - 1, address))
+        for number in range(DEVICES - 1):
+            fleet.open(number).join(address)
+        _, error = process.communicate(timeout=200)
+        assert (process.returncode, error) == (0, "")
+        found = list(EventReader(events).read())
+        assert not [event for event in found if event.kind == "reply_refused"]
+        assert [e.devices for e in found if e.kind == "round_finished"] == [DEVICES]
+
+
+class Adding:
+    """A participant whose every update is the same vector; it learns nothing."""
+
+    def __init__(self, secure, update):
+        self.secure, self.update = secure, update
+
+    def answer(self, request, *, should_stop):
+        stage = StageMessage.request({SECURE: request.records[SECURE]})
+        if stage.stage == "upload":
+            return self.secure.upload(stage, self.update)
+        return self.secure.answer(stage)
+
+
+@pytest.mark.slow
+def test_a_hundred_connections_complete_a_secure_round_without_an_error(
+    mlp_bundle, tmp_path, authority
+):
+    ca, stop = load_private_key(f"{authority}.pem"), threading.Event()
+    expires = datetime.now(UTC) + timedelta(days=1)
+    with contextlib.ExitStack() as stack:
+        bundle = stack.enter_context(
+            Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys)
+        )
+        initial = bundle.initial_adapter()
+        updates = np.random.default_rng(0).uniform(-1, 1, (HUNDRED, len(flat(initial))))
+        process, address, events = served(
+            mlp_bundle, tmp_path, "--rounds", 1, "--min-devices", HUNDRED,
+            "--enrolment-authority", f"{authority}.pub.pem",
+        )  # fmt: skip
+        stack.callback(process.kill)
+        threads = []
+        for number, update in enumerate(updates.astype(np.float32)):
+            folder = EnrolmentFolder(tmp_path / f"device{number}")
+            device = folder.device_id()
+            signed = Certificate.issue(ca, device, name=f"device {number}", expires=expires)
+            folder.install(signed.raw, ca.public_key())
+            secure = SecureParticipation.open(folder.path, SecurePolicy(), bundle)
+            connection = FleetConnection(address, node_key=NodeKey.generate())
+            session = FleetSession(connection, Adding(secure, update), linger_s=1.0)
+            threads.append(threading.Thread(target=session.run, args=(stop,), daemon=True))
+            threads[-1].start()
+        _, error = process.communicate(timeout=250)
+        stop.set()
+        for thread in threads:
+            thread.join(10.0)
+    assert (process.returncode, error) == (0, "")
+    found = list(EventReader(events).read())
+    assert not [event for event in found if event.kind == "reply_refused"]
+    assert [e.devices for e in found if e.kind == "round_finished"] == [HUNDRED]
+    improved = next((tmp_path / "state").glob("*.rootlet"))
+    with Bundle.load(improved, trusted_keys=mlp_bundle.trusted_keys) as after:
+        moved = flat(after.initial_adapter()) - flat(initial)
+    # The mean of a hundred roundings, each by less than one unit of 4 / 32,767, and one float32.
+    np.testing.assert_allclose(moved, updates.mean(0), atol=4 / 32_767, rtol=0)

@@ -16,12 +16,13 @@ does not follow the protocol ends the round for this device; its secrets then ar
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from rootlet.fleet.records import ConfigRecord
 from rootlet.secagg import keys, shamir
 from rootlet.secagg.enrolment import Identity, verified
 from rootlet.secagg.errors import SecureRoundRefusedError
@@ -34,7 +35,10 @@ Shares = tuple[bytes, bytes]
 
 
 class DeviceRound:
-    """One round, held in memory only: a device that restarts is lost to it.
+    """One round, held in memory: a device that restarts is lost to it.
+
+    Those whose process lasts for one message (a stock Flower ClientApp) keep `to_record` between
+    two of them, where nobody else can read it.
 
     Args:
         identity: Who the device is.
@@ -49,15 +53,55 @@ class DeviceRound:
         self._seed = os.urandom(shamir.SECRET_BYTES)
         self._own: Advertisement | None = None
         self._peers: dict[int, Advertisement] = {}
-        self._channels: dict[int, bytes] = {}
         self._held: dict[int, Shares] = {}
-        self._live: tuple[int, ...] = ()
         self._live_bits = b""
+        self._roster: Roster | None = None
+        self._index = -1
 
     @property
     def stage(self) -> str:
         """The next stage."""
         return self._stage
+
+    def to_record(self) -> ConfigRecord:
+        """All of it, secrets included."""
+        places = sorted(self._peers)
+        held = sorted(self._held)
+        return ConfigRecord(
+            stage=self._stage,
+            plan=self.plan.raw,
+            channel=self._channel.private_bytes_raw(),
+            mask=self._mask.private_bytes_raw(),
+            seed=self._seed,
+            own=b"" if self._own is None else self._own.raw,
+            roster=b"" if self._roster is None else self._roster.raw,
+            peers=list(places),
+            advertisements=[self._peers[place].raw for place in places],
+            held=list(held),
+            shares=[b"".join(self._held[place]) for place in held],
+            live=self._live_bits,
+        )
+
+    @classmethod
+    def from_record(cls, identity: Identity, record: Mapping[str, Any]) -> "DeviceRound":
+        """The round that `to_record` kept."""
+        self = cls(identity, SecurePlan.parse(record["plan"]))
+        self._stage = record["stage"]
+        self._channel = X25519PrivateKey.from_private_bytes(record["channel"])
+        self._mask = X25519PrivateKey.from_private_bytes(record["mask"])
+        self._seed = record["seed"]
+        self._own = Advertisement.parse(record["own"]) if record["own"] else None
+        if record["roster"]:
+            self._enlist(Roster.parse(self.plan, record["roster"]))
+        pairs = zip(record["peers"], record["advertisements"], strict=True)
+        self._peers = {place: Advertisement.parse(raw) for place, raw in pairs}
+        size = shamir.SHARE_BYTES
+        self._held = {
+            place: (raw[:size], raw[size:])
+            for place, raw in zip(record["held"], record["shares"], strict=True)
+        }
+        self._live_bits = record["live"]
+        return self
 
     def advertise(self) -> Advertisement:
         """Fresh keys, signed for this round."""
@@ -92,7 +136,7 @@ class DeviceRound:
         self._enter("share")
         if self._identity.id not in roster.ids:
             self._refuse("the roster lacks this device")
-        self._roster, self._index = roster, roster.ids.index(self._identity.id)
+        self._enlist(roster)
         if self._own is None or roster.digests[self._index] != self._own.digest:
             self._refuse("the roster has other keys of this device")
         if tuple(sorted(peers)) != roster.neighbours[self._index]:
@@ -117,10 +161,7 @@ class DeviceRound:
             if place == self._index:
                 self._held[place] = (seed_share, mask_share)
                 continue
-            secret = keys.agree(self._channel, peers[place].channel_key)
-            key = keys.derive(secret, b"channel", roster.digest, self._index, place)
-            self._channels[place] = key
-            plain = seed_share + mask_share
+            key, plain = self._channel_key(roster, place), seed_share + mask_share
             sealed[place] = keys.seal(key, plain, roster.digest, self._index, place)
         return sealed
 
@@ -138,16 +179,20 @@ class DeviceRound:
             SecureRoundRefusedError: Too few neighbours shared, or a share was changed.
         """
         self._enter("upload")
+        roster = self._listed()
         if set(inbox) - set(self._peers):
             self._refuse("shares of devices that are no neighbours")
-        if len(inbox) + 1 < self._roster.threshold:
+        if len(inbox) + 1 < roster.threshold:
             self._refuse(
-                f"{len(inbox) + 1} devices hold each other's shares, and {self._roster.threshold} "
-                "are needed"
+                f"{len(inbox) + 1} devices hold each other's shares, and {roster.threshold} are "
+                "needed"
             )
-        context, index = self._roster.digest, self._index
+        context, index = roster.digest, self._index
         for place, sealed in inbox.items():
-            plain = keys.unseal(self._channels[place], sealed, context, place, index)
+            try:
+                plain = keys.unseal(self._channel_key(roster, place), sealed, context, place, index)
+            except SecureRoundRefusedError as error:
+                self._refuse(str(error))
             if len(plain) != 2 * shamir.SHARE_BYTES:
                 self._refuse(f"the shares from device {place} have {len(plain)} bytes")
             self._held[place] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
@@ -172,7 +217,8 @@ class DeviceRound:
                 neighbours, without this device, or with one whose mask would not cancel.
         """
         self._enter("confirm")
-        places = from_bitmap(live, len(self._roster.ids))
+        roster = self._listed()
+        places = from_bitmap(live, len(roster.ids))
         if len(places) < self.plan.min_live:
             self._refuse(f"{len(places)} devices are left, and {self.plan.min_live} are needed")
         if self._index not in places:
@@ -180,12 +226,12 @@ class DeviceRound:
         around = set(places) & {*self._peers, self._index}
         if around - set(self._held):
             self._refuse("a device is said to be there that has shared nothing with this one")
-        if len(around) < self._roster.threshold:
+        if len(around) < roster.threshold:
             self._refuse(
-                f"{len(around)} of the neighbours are left, and {self._roster.threshold} are needed"
+                f"{len(around)} of the neighbours are left, and {roster.threshold} are needed"
             )
-        self._live, self._live_bits = places, live
-        return self._identity.key.sign(live_statement(self._roster, live))
+        self._live_bits = live
+        return self._identity.key.sign(live_statement(roster, live))
 
     def unmask(self, live: bytes, signatures: Mapping[int, bytes]) -> dict[int, tuple[str, bytes]]:
         """Give out one share of each neighbour, now that enough have signed the same set.
@@ -204,21 +250,22 @@ class DeviceRound:
         self._enter("unmask")
         if live != self._live_bits:
             self._refuse("the live set is not the one that this device has confirmed")
-        statement, around = live_statement(self._roster, live), {*self._peers, self._index}
+        roster = self._listed()
+        alive = set(from_bitmap(live, len(roster.ids)))
+        statement, around = live_statement(roster, live), {*self._peers, self._index}
         valid = {self._index}
         for place, signature in signatures.items():
-            if place not in around or place not in self._live:
+            if place not in around & alive:
                 self._refuse(f"a signature of device {place}, which is lost or no neighbour")
-            if not verified(self._roster.ids[place], signature, statement):
+            if not verified(roster.ids[place], signature, statement):
                 self._refuse(f"device {place} has not signed this live set")
             valid.add(place)
-        if len(valid) < self._roster.threshold:
+        if len(valid) < roster.threshold:
             self._refuse(
-                f"{len(valid)} neighbours have signed the live set, and {self._roster.threshold} "
-                "are needed"
+                f"{len(valid)} neighbours have signed the live set, and {roster.threshold} are "
+                "needed"
             )
-        alive, held = set(self._live), self._held
-        self._held = {}
+        held, self._held = self._held, {}
         return {
             place: ("seed", shares[0]) if place in alive else ("mask", shares[1])
             for place, shares in held.items()
@@ -232,7 +279,21 @@ class DeviceRound:
             )
         self._stage = STAGES[STAGES.index(stage) + 1]
 
+    def _enlist(self, roster: Roster) -> None:
+        self._roster, self._index = roster, roster.ids.index(self._identity.id)
+
+    def _listed(self) -> Roster:
+        if self._roster is None:
+            self._refuse("there is no roster yet")
+        return self._roster
+
+    def _channel_key(self, roster: Roster, place: int) -> bytes:
+        """What only this device and that one know."""
+        secret = keys.agree(self._channel, self._peers[place].channel_key)
+        return keys.derive(secret, b"channel", roster.digest, self._index, place)
+
     def _refuse(self, why: str) -> NoReturn:
         self._stage = STAGES[-1]
-        self._seed, self._held, self._channels = b"", {}, {}
+        self._seed, self._held = b"", {}
+        self._channel, self._mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         raise SecureRoundRefusedError(f"secure round {self.plan.round_id[:8]}…: {why}")

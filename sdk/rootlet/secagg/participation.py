@@ -3,22 +3,24 @@
 import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rootlet.fleet.envelope import Answer
-from rootlet.fleet.records import ArrayRecord, MetricRecord
+from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord
 from rootlet.secagg.device import DeviceRound
-from rootlet.secagg.enrolment import Identity
+from rootlet.secagg.enrolment import EnrolmentFolder, Identity
 from rootlet.secagg.errors import SecureRoundRefusedError
 from rootlet.secagg.messages import MASKED, SECURE, StageMessage, by_place
 from rootlet.secagg.plan import SecurePlan
 from rootlet.secagg.policy import SecurePolicy
 from rootlet.secagg.roster import Advertisement, Roster
 from rootlet.secagg.update import encode
+from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.durable import write_atomically
 
 OPEN_ROUNDS = 4
@@ -82,6 +84,26 @@ class SecureParticipation:
         self._used = used
         self._rounds: OrderedDict[str, DeviceRound] = OrderedDict()
 
+    @classmethod
+    def open(
+        cls, folder: Path, policy: SecurePolicy, bundle: Bundle
+    ) -> "SecureParticipation | None":
+        """The part of the device that is enrolled in a folder; None where none is.
+
+        Raises:
+            EnrolmentError: The enrolment is damaged or has expired.
+        """
+        identity = EnrolmentFolder(folder).load()
+        if identity is None:
+            return None
+        return cls(
+            identity,
+            policy,
+            manifest_sha256=bundle.manifest_sha256,
+            values=sum(spec.elements for spec in bundle.manifest.adapter),
+            used=UsedRounds(folder / "rounds"),
+        )
+
     def answer(self, message: StageMessage) -> Answer:
         """The answer to any stage but ``upload``.
 
@@ -101,6 +123,15 @@ class SecureParticipation:
         round_id = message.round_id or next(reversed(self._rounds))
         reply = StageMessage(stage=message.stage, round_id=round_id, values=values)
         return Answer(reply.to_records())
+
+    def to_records(self) -> dict[str, ConfigRecord]:
+        """The rounds under way by their ids, secrets included, for `resume`."""
+        return {round_id: each.to_record() for round_id, each in self._rounds.items()}
+
+    def resume(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up the rounds that `to_records` kept."""
+        for round_id, record in records.items():
+            self._rounds[round_id] = DeviceRound.from_record(self._identity, record)
 
     def plan(self, message: StageMessage) -> SecurePlan:
         """The plan of a round under way."""
