@@ -1,14 +1,18 @@
 """What `rootlet serve` is told."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
+from rootlet_server.federation.strategies import make_settings
+
+MOST_OVER_SELECTION = 10.0
 
 TlsChoice = Literal["off", "auto"] | tuple[Path, Path, Path]
 
@@ -43,6 +47,13 @@ class ServeConfig:
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
+        strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
+        strategy_options: Its options by name, as text or numbers.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers, so that it need not wait for the slowest.
+        min_replies: Answers below which a round is repeated; a strategy may need more.
+        tags: TOML file of tags and the key files in `node_keys` that carry them.
+        select: Tags that a device must carry, each of them, to be asked.
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -72,9 +83,15 @@ class ServeConfig:
     database: Path | None = None
     evaluate_data: Path | None = None
     feedback: Path | None = None
+    strategy: str = "fedavg"
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    tags: Path | None = None
+    select: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "min_devices", "max_examples"):
+        for name in ("rounds", "min_devices", "max_examples", "min_replies"):
             _at_least_one(name, getattr(self, name))
         for name in ("cohort_size", "epochs", "batch_size"):
             if getattr(self, name) is not None:
@@ -97,6 +114,34 @@ class ServeConfig:
             raise ServeConfigError(
                 f"host {self.host} names no machine; say by which names or addresses devices dial "
                 "it, for the certificate (--tls-name NAME)"
+            )
+        self._check_cohorts()
+
+    def _check_cohorts(self) -> None:
+        if not (math.isfinite(self.over_select) and 1 <= self.over_select <= MOST_OVER_SELECTION):
+            raise ServeConfigError(
+                f"over_select is {self.over_select}; it must lie in 1..{MOST_OVER_SELECTION:g}"
+            )
+        if self.over_select > 1 and self.cohort_size is None:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but a round without cohort_size asks all that "
+                "are online; say how many answers it wants (--cohort-size)"
+            )
+        if self.select and (self.tags is None or self.node_keys is None):
+            raise ServeConfigError(
+                f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
+                "file of tags and the keys (--tags FILE --node-keys DIR)"
+            )
+        least = make_settings(self.strategy, self.strategy_options).least
+        name, fewest = min(
+            ((name, getattr(self, name)) for name in ("cohort_size", "min_devices")),
+            key=lambda item: math.inf if item[1] is None else item[1],
+        )
+        if max(least, self.min_replies) > fewest:
+            why = f"strategy {self.strategy} needs {least} answers a round"
+            why = why if least >= self.min_replies else f"min_replies is {self.min_replies}"
+            raise ServeConfigError(
+                f"{why}, but {name} is {fewest}; raise it (--{name.replace('_', '-')})"
             )
 
 

@@ -15,6 +15,7 @@ from rootlet_server.federation.events import (
     OnEvent,
     ReplyRefused,
     RoundFinished,
+    RoundRepeated,
     RoundStarted,
     Waiting,
 )
@@ -104,6 +105,7 @@ def describe(event: Event) -> str | None:
         Waiting: lambda item: f"waiting for devices: {item.online} of {item.needed} online",
         RoundStarted: lambda item: f"round {item.round}: asked {len(item.cohort)} devices",
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",
+        RoundRepeated: lambda item: f"round {item.round}: done again: {item.reason}",
         RoundFinished: _describe_round,
         Evaluated: _describe_evaluation,
     }

@@ -1,7 +1,8 @@
 """What `rootlet serve` tells its ServerApp: one JSON file, by whose path the run is configured."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class FederationPlan:
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
+        strategy: How answers become the next adapter, by its name in `STRATEGIES`.
+        strategy_options: Its options.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers.
+        min_replies: Answers below which a round is repeated.
+        nodes: The nodes that may be asked, or None for all.
     """
 
     bundle: str
@@ -54,6 +61,11 @@ class FederationPlan:
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
+    strategy: str = "fedavg"
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    nodes: tuple[int, ...] | None = None
 
     @property
     def metric(self) -> str:
@@ -80,6 +92,8 @@ class FederationPlan:
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             values["trusted_keys"] = tuple(values["trusted_keys"])
+            if values.get("nodes") is not None:
+                values["nodes"] = tuple(values["nodes"])
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ServeConfigError(
