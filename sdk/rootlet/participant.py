@@ -28,6 +28,7 @@ from rootlet_runtime.errors import (
     NonFiniteLossError,
     RootletError,
 )
+from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit import FitProgress, FitResult
 from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import Trainer
@@ -222,6 +223,7 @@ class Participant:
             schedule=ROUND,
             held_out=(measured_x, measured_y) if holds_out else None,
             energy_limit_j=allowance.limit_j,
+            elastic=_proximal(asked),
         )
         allowance.charge(result.energy, final=True)
         if result.ended_by == "energy":
@@ -309,6 +311,14 @@ class Participant:
                     f"{name} is {value}; this device accepts at most {bound}: ask for less, or "
                     "raise the device's limit"
                 )
+
+
+def _proximal(asked: TrainRequest) -> ElasticWeights | None:
+    """FedProx's term: elastic weights that are all alike, around the received adapter."""
+    if not asked.proximal_mu:
+        return None
+    alike = {name: np.ones((), np.float32) for name in asked.adapter}
+    return ElasticWeights(fisher=alike, anchor=dict(asked.adapter), strength=asked.proximal_mu)
 
 
 def _reason(error: Exception) -> str:

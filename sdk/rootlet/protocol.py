@@ -14,12 +14,15 @@ from typing import Any, Self
 import numpy as np
 
 from rootlet import feedback_record
-from rootlet.errors import RecordError
 from rootlet.feedback_record import FEEDBACK, MAX_FEEDBACK_BYTES, MAX_VERSION
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord, Records
-from rootlet.record_checks import check_adapter, require
-
-PROTOCOL_VERSION = 1
+from rootlet.record_checks import (
+    PROTOCOL_VERSION,
+    check_adapter,
+    check_config,
+    check_names,
+    require,
+)
 
 TRAIN, EVALUATE = "train", "evaluate"
 METRICS = ("accuracy", "error")
@@ -33,6 +36,7 @@ ERROR_MALFORMED = 1003
 """The request could not be read."""
 
 MAX_NAME = 200
+MAX_MU = 1e6
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUNDLE_KEYS = {
     "protocol": int,
@@ -45,6 +49,8 @@ _VERSION = "feedback_version"
 _TRAINED = ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up")
 _INTEGERS = {"num-examples", "bytes_down", "bytes_up", _VERSION}
 _TRAIN_KEYS = {**_BUNDLE_KEYS, "epochs": int, "batch_size": int, "learning_rate": float}
+
+_TRAIN_OPTIONS = {"proximal_mu": float}
 
 Arrays = Mapping[str, np.ndarray]
 AnyRecords = Mapping[str, Mapping[str, Any]]
@@ -91,7 +97,7 @@ class EvaluateRequest:
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        config = _config(records, _BUNDLE_KEYS)
+        config = check_config(records, _BUNDLE_KEYS)
         return cls(adapter=dict(records["arrays"]), **config)
 
     def _config(self) -> dict[str, int | float | str]:
@@ -113,12 +119,16 @@ class TrainRequest(EvaluateRequest):
         batch_size: Examples of one step.
         learning_rate: Step size.
         feedback: A refreshed feedback to learn by, as its publisher signed it; empty for none.
+        proximal_mu: How strongly the adapter is held near the received one (FedProx, Li et al.
+            2020): after each step, ``w <- w_received + (w - w_received) / (1 + rate proximal_mu)``.
+            0, which is not sent, for not at all.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     feedback: bytes = b""
+    proximal_mu: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +138,8 @@ class TrainRequest(EvaluateRequest):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
         require(positive, "learning_rate", self.learning_rate, "positive and finite")
+        mu = self.proximal_mu
+        require(math.isfinite(mu) and 0 <= mu <= MAX_MU, "proximal_mu", mu, f"0 to {MAX_MU:g}")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
@@ -142,7 +154,8 @@ class TrainRequest(EvaluateRequest):
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
         record = records.get(FEEDBACK)
-        config = _config({k: v for k, v in records.items() if k != FEEDBACK}, _TRAIN_KEYS)
+        plain = {k: v for k, v in records.items() if k != FEEDBACK}
+        config = check_config(plain, _TRAIN_KEYS, _TRAIN_OPTIONS)
         part = b"" if record is None else feedback_record.from_record(record)
         return cls(adapter=dict(records["arrays"]), feedback=part, **config)
 
@@ -152,6 +165,7 @@ class TrainRequest(EvaluateRequest):
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "learning_rate": float(self.learning_rate),
+            **({"proximal_mu": float(self.proximal_mu)} if self.proximal_mu else {}),
         }
 
 
@@ -188,7 +202,7 @@ class EvaluateReply:
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        _check_names("records", records, {"metrics"})
+        check_names("records", records, {"metrics"})
         return cls(**_metrics(records["metrics"], ("received",), ("loss",)))
 
     def _numbers(self) -> dict[str, float]:
@@ -239,7 +253,7 @@ class TrainReply(EvaluateReply):
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        _check_names("records", records, {"arrays", "metrics"})
+        check_names("records", records, {"arrays", "metrics"})
         values = _metrics(
             records["metrics"],
             ("received", "trained"),
@@ -259,32 +273,6 @@ class TrainReply(EvaluateReply):
         }
 
 
-def _check_names(what: str, found: Mapping[str, object], expected: set[str]) -> None:
-    missing, unknown = expected - set(found), set(found) - expected
-    if missing or unknown:
-        raise RecordError(
-            f"{what}: missing {sorted(missing)}, unknown {str(sorted(unknown))[:200]}; protocol "
-            f"{PROTOCOL_VERSION} has {sorted(expected)}"
-        )
-
-
-def _config(records: AnyRecords, keys: Mapping[str, type]) -> dict[str, Any]:
-    """Return the checked settings of a request, without the protocol's version."""
-    _check_names("records", records, {"arrays", "config"})
-    config = dict(records["config"])
-    version = config.get("protocol")
-    if version != PROTOCOL_VERSION:
-        raise RecordError(
-            f"protocol is {version!r:.40}; this device speaks {PROTOCOL_VERSION}: install the same "
-            "rootlet version on both sides"
-        )
-    _check_names("config", config, set(keys))
-    for name, kind in keys.items():
-        require(type(config[name]) is kind, name, config[name], f"of type {kind.__name__}")
-    del config["protocol"]
-    return config
-
-
 def _metrics(
     record: Mapping[str, Any], measured: tuple[str, ...], plain: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -292,7 +280,7 @@ def _metrics(
     metric = next((name for name in METRICS if f"{name}_received" in record), METRICS[0])
     fields = {name: name for name in plain} | {f"{metric}_{name}": name for name in measured}
     fields["num-examples"] = "num_examples"
-    _check_names("metrics", record, set(fields))
+    check_names("metrics", record, set(fields))
     for name in fields:
         integer = name in _INTEGERS
         kinds = (int,) if integer else (int, float)

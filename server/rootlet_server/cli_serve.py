@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rootlet_runtime.signing import load_public_key
 from rootlet_server import federation
 from rootlet_server.cli_secure import add_secure_options, secure_settings
+from rootlet_server.federation.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from rootlet_server.federation.config import TlsChoice
@@ -23,7 +24,7 @@ DEFAULT_PORT = 9444
 
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = """\
-Start a Flower SuperLink, wait for devices, run rounds of federated averaging over the adapters of a
+Start a Flower SuperLink, wait for devices, run rounds of federated learning over the adapters of a
 bundle, and write the improved bundle. Interrupted, the same command goes on after the last finished
 round."""
 
@@ -52,6 +53,7 @@ def add_serve_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     _add_round_options(parser.add_argument_group("rounds"))
     add_secure_options(parser.add_argument_group("secure aggregation"))
+    _add_strategy_options(parser.add_argument_group("strategy"))
     _add_network_options(parser.add_argument_group("network"))
     _add_file_options(parser.add_argument_group("files"))
 
@@ -82,6 +84,45 @@ def _add_round_options(group: argparse._ArgumentGroup) -> None:
         default=3600.0,
         metavar="SECONDS",
         help="how long a round waits for enough devices (default: %(default)s)",
+    )
+
+
+def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--strategy",
+        default="fedavg",
+        metavar="NAME",
+        help=f"{', '.join(STRATEGIES)} (default: %(default)s)",
+    )
+    add(
+        "--strategy-option",
+        action="append",
+        type=_option,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the strategy (docs/strategies.md); repeatable",
+    )
+    add(
+        "--over-select",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="ask FACTOR times --cohort-size and take the first answers (default: %(default)s)",
+    )
+    add(
+        "--min-replies",
+        type=int,
+        default=1,
+        help="answers below which a round is repeated (default: %(default)s)",
+    )
+    add("--tags", type=Path, metavar="FILE", help="TOML: tag = [device key files]")
+    add(
+        "--select",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="ask only devices that carry this tag; repeatable, all must be carried",
     )
 
 
@@ -194,6 +235,12 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
         secure=secure_settings(arguments),
+        strategy=arguments.strategy,
+        strategy_options=dict(arguments.strategy_option),
+        over_select=arguments.over_select,
+        min_replies=arguments.min_replies,
+        tags=arguments.tags,
+        select=tuple(arguments.select),
     )
 
 
@@ -201,6 +248,13 @@ def _trusted_key(text: str) -> Ed25519PublicKey:
     if _HEX_KEY.fullmatch(text):
         return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
     return load_public_key(text)
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
 
 
 def _tls(text: str) -> "TlsChoice":

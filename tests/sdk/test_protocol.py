@@ -40,6 +40,7 @@ VALUES = [
 ]
 
 
+OPTIONAL_VALUES = [TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, proximal_mu=0.25)]
 FEEDBACK_VALUES = [
     TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, feedback=b"\x00part\xff"),
     TrainReply(adapter=ADAPTER, **MEASURED, **TRAINED, feedback_version=2**63 - 1),
@@ -52,7 +53,9 @@ def plain(value):
     return fields, {name: array.tolist() for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("value", VALUES + FEEDBACK_VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", VALUES + FEEDBACK_VALUES + OPTIONAL_VALUES, ids=lambda value: type(value).__name__
+)
 def test_values_survive_the_journey(value):
     records = {name: dict(record) for name, record in value.to_records().items()}
     assert plain(type(value).from_records(records)) == plain(value)
@@ -212,3 +215,16 @@ def test_feedback_that_no_message_may_carry_is_refused_where_it_is_sent():
     for version in (-1, 2**63):
         with pytest.raises(RecordError, match="feedback_version"):
             dataclasses.replace(FEEDBACK_VALUES[1], feedback_version=version)
+
+
+def test_a_proximal_term_is_a_setting_where_there_is_one():
+    plain_request = TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING)
+    assert "proximal_mu" not in plain_request.to_records()["config"]  # as older devices read it
+    held = dataclasses.replace(plain_request, proximal_mu=0.25).to_records()
+    assert held["config"]["proximal_mu"] == 0.25
+    for impossible in (-0.1, float("nan"), float("inf"), 1e7):
+        with pytest.raises(RecordError, match="proximal_mu"):
+            dataclasses.replace(plain_request, proximal_mu=impossible)
+    held["config"]["proximal_mu"] = 1
+    with pytest.raises(RecordError, match="of type float"):
+        TrainRequest.from_records(held)

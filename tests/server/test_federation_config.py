@@ -9,6 +9,7 @@ from rootlet_server.errors import PublicAddressError, ServeConfigError
 from rootlet_server.federation.address import is_loopback, join_host_port
 from rootlet_server.federation.config import ServeConfig
 from rootlet_server.federation.superlink import SuperLinkConfig
+from rootlet_server.federation.tags import read_tags, select
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
 
@@ -44,6 +45,15 @@ def test_listens_on_loopback_without_tls_by_default():
         ({"tls": "maybe"}, "tls is 'maybe'"),
         ({"trusted_keys": ()}, "trusted_keys is empty"),
         ({"node_keys": Path("keys")}, "without TLS"),
+        ({"strategy": "best"}, "strategy is 'best'; it is one of"),
+        ({"strategy": "fedadam", "strategy_options": {"beta": 1}}, "no option 'beta'; it has eta"),
+        ({"strategy": "krum"}, r"krum needs 5 answers a round, but min_devices is 2; .*--min-dev"),
+        ({"strategy": "krum", "min_devices": 9, "cohort_size": 4}, "cohort_size is 4"),
+        ({"min_replies": 0}, "min_replies is 0"),
+        ({"min_replies": 3}, "min_replies is 3, but min_devices is 2"),
+        ({"over_select": 0.5, "cohort_size": 2}, r"over_select is 0.5; it must lie in 1\.\.10"),
+        ({"over_select": 1.3}, "without cohort_size asks all"),
+        ({"select": ("camera",)}, "--tags FILE --node-keys DIR"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(changes, name):
@@ -99,3 +109,38 @@ def test_loopback(host, local):
 def test_an_ipv6_host_is_joined_in_brackets():
     assert join_host_port("::1", 80) == "[::1]:80"
     assert join_host_port("127.0.0.1", 80) == "127.0.0.1:80"
+
+
+TAGS = """
+camera = ["front.pub", "yard.pub"]
+night = ["yard.pub"]
+nobody = []
+"""
+
+
+def test_tags_belong_to_key_files_and_all_that_are_wanted_must_be_carried(tmp_path):
+    path = tmp_path / "tags.toml"
+    path.write_text(TAGS)
+    tags = read_tags(path, ["front.pub", "yard.pub", "door.pub"])
+    assert select(tags, ["camera"]) == {"front.pub", "yard.pub"}
+    assert select(tags, ["camera", "night"]) == {"yard.pub"}
+    for unknown in ("nobody", "indoors"):
+        with pytest.raises(ServeConfigError, match=f"select is '{unknown}'.*camera, night"):
+            select(tags, ["camera", unknown])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("camera = [", "not a file of tags"),
+        ("camera = 'front.pub'", "must be a list of key files"),
+        ("camera = ['garden.pub']", "'garden.pub', which is not among the device keys: front.pub"),
+    ],
+)
+def test_a_file_of_tags_that_cannot_be_used_is_refused(tmp_path, text, reason):
+    path = tmp_path / "tags.toml"
+    path.write_text(text)
+    with pytest.raises(ServeConfigError, match=reason):
+        read_tags(path, ["front.pub"])
+    with pytest.raises(ServeConfigError, match="not a file of tags"):
+        read_tags(tmp_path / "absent.toml", [])

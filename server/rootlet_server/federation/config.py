@@ -1,15 +1,19 @@
 """What `rootlet serve` is told."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
+from rootlet_server.federation.strategies import OF_THE_MEAN, make_settings
 from rootlet_server.secagg.settings import SecureSettings
+
+MOST_OVER_SELECTION = 10.0
 
 TlsChoice = Literal["off", "auto"] | tuple[Path, Path, Path]
 
@@ -45,6 +49,13 @@ class ServeConfig:
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
         secure: Secure aggregation of every round, or None for updates in clear.
+        strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
+        strategy_options: Its options by name, as text or numbers.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers, so that it need not wait for the slowest.
+        min_replies: Answers below which a round is repeated; a strategy may need more.
+        tags: TOML file of tags and the key files in `node_keys` that carry them.
+        select: Tags that a device must carry, each of them, to be asked.
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -75,9 +86,15 @@ class ServeConfig:
     evaluate_data: Path | None = None
     feedback: Path | None = None
     secure: SecureSettings | None = None
+    strategy: str = "fedavg"
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    tags: Path | None = None
+    select: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "min_devices", "max_examples"):
+        for name in ("rounds", "min_devices", "max_examples", "min_replies"):
             _at_least_one(name, getattr(self, name))
         for name in ("cohort_size", "epochs", "batch_size"):
             if getattr(self, name) is not None:
@@ -86,12 +103,7 @@ class ServeConfig:
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.secure is not None:
-            least = self.secure.least(min(self.min_devices, self.cohort_size or self.min_devices))
-            if min(self.min_devices, self.cohort_size or self.min_devices) < least:
-                raise ServeConfigError(
-                    f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
-                    "--min-devices, or lower --min-live and the devices' own floor"
-                )
+            self._check_secure(self.secure)
         if self.feedback is not None and not self.feedback.parent.is_dir():
             raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:
@@ -107,6 +119,47 @@ class ServeConfig:
             raise ServeConfigError(
                 f"host {self.host} names no machine; say by which names or addresses devices dial "
                 "it, for the certificate (--tls-name NAME)"
+            )
+        self._check_cohorts()
+
+    def _check_cohorts(self) -> None:
+        if not (math.isfinite(self.over_select) and 1 <= self.over_select <= MOST_OVER_SELECTION):
+            raise ServeConfigError(
+                f"over_select is {self.over_select}; it must lie in 1..{MOST_OVER_SELECTION:g}"
+            )
+        if self.over_select > 1 and self.cohort_size is None:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but a round without cohort_size asks all that "
+                "are online; say how many answers it wants (--cohort-size)"
+            )
+        if self.select and (self.tags is None or self.node_keys is None):
+            raise ServeConfigError(
+                f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
+                "file of tags and the keys (--tags FILE --node-keys DIR)"
+            )
+        least = make_settings(self.strategy, self.strategy_options).least
+        name, fewest = min(
+            ((name, getattr(self, name)) for name in ("cohort_size", "min_devices")),
+            key=lambda item: math.inf if item[1] is None else item[1],
+        )
+        if max(least, self.min_replies) > fewest:
+            why = f"strategy {self.strategy} needs {least} answers a round"
+            why = why if least >= self.min_replies else f"min_replies is {self.min_replies}"
+            raise ServeConfigError(
+                f"{why}, but {name} is {fewest}; raise it (--{name.replace('_', '-')})"
+            )
+
+    def _check_secure(self, secure: SecureSettings) -> None:
+        if self.strategy not in OF_THE_MEAN:
+            raise ServeConfigError(
+                f"strategy is {self.strategy}, which reads single updates, and secure "
+                f"aggregation gives their mean alone: take one of {', '.join(OF_THE_MEAN)}"
+            )
+        least = secure.least(min(self.min_devices, self.cohort_size or self.min_devices))
+        if min(self.min_devices, self.cohort_size or self.min_devices) < least:
+            raise ServeConfigError(
+                f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
+                "--min-devices, or lower --min-live and the devices' own floor"
             )
 
 

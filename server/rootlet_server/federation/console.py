@@ -14,8 +14,8 @@ from rootlet_server.federation.events import (
     Listening,
     OnEvent,
     ReplyRefused,
-    RoundFailed,
     RoundFinished,
+    RoundRepeated,
     RoundStarted,
     Waiting,
 )
@@ -106,8 +106,8 @@ def describe(event: Event) -> str | None:
         Waiting: lambda item: f"waiting for devices: {item.online} of {item.needed} online",
         RoundStarted: lambda item: f"round {item.round}: asked {len(item.cohort)} devices",
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",
+        RoundRepeated: lambda item: f"round {item.round}: done again: {item.reason}",
         RoundFinished: _describe_round,
-        RoundFailed: lambda item: f"round {item.round} failed and is tried again: {item.reason}",
         Evaluated: _describe_evaluation,
     }
     describer = describers.get(type(event))

@@ -109,14 +109,28 @@ class ReplyRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundRepeated(Event):
+    """A round made no adapter and is done again.
+
+    Attributes:
+        round: The round, from 1.
+        reason: Too few answers, or an adapter that cannot be used.
+    """
+
+    kind: ClassVar[str] = "round_repeated"
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundFinished(Event):
-    """A round's adapter was averaged and saved.
+    """A round's adapter was aggregated and saved.
 
     Means are weighted by the devices' numbers of examples, sums run over the accepted replies.
 
     Attributes:
         round: The round, from 1.
-        devices: How many devices' updates are in the average.
+        devices: How many devices' updates were aggregated.
         asked: How many devices were asked.
         seconds: From the first request to the saved checkpoint.
         means: Mean of each metric: `loss`, `accuracy_received`, `accuracy_trained`, …
@@ -141,20 +155,6 @@ class RoundFinished(Event):
     energy_estimated_j: float
     central: Mapping[str, float] | None = None
     protection: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundFailed(Event):
-    """A round came to nothing, and is tried again.
-
-    Attributes:
-        round: The round, from 1.
-        reason: Why.
-    """
-
-    kind: ClassVar[str] = "round_failed"
-    round: int
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ class Published(Event):
 KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
-        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundFinished, RoundFailed,
+        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated, RoundFinished,
         Evaluated, RunFinished, Published,
     )
 }  # fmt: skip

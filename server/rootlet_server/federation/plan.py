@@ -1,7 +1,8 @@
 """What `rootlet serve` tells its ServerApp: one JSON file, by whose path the run is configured."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ class FederationPlan:
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
         secure: Secure aggregation of every round, or None.
+        strategy: How answers become the next adapter, by its name in `STRATEGIES`.
+        strategy_options: Its options.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers.
+        min_replies: Answers below which a round is repeated.
+        nodes: The nodes that may be asked, or None for all.
     """
 
     bundle: str
@@ -57,6 +64,11 @@ class FederationPlan:
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
     secure: SecureSettings | None = None
+    strategy: str = "fedavg"
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    nodes: tuple[int, ...] | None = None
 
     @property
     def metric(self) -> str:
@@ -86,6 +98,8 @@ class FederationPlan:
             if (secure := values.get("secure")) is not None:
                 authorities = tuple(secure["authorities"])
                 values["secure"] = SecureSettings(**{**secure, "authorities": authorities})
+            if values.get("nodes") is not None:
+                values["nodes"] = tuple(values["nodes"])
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ServeConfigError(

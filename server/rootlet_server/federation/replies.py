@@ -25,7 +25,7 @@ _MAX_FIGURE = 1e30  # so that no sum over devices, weighted by examples, leaves 
 
 def check_train_reply(
     message: Message, *, received: Mapping[str, np.ndarray], metric: str, max_examples: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Check an answer to a `train` request.
 
     Args:
@@ -33,16 +33,17 @@ def check_train_reply(
         received: The adapter that the device was sent; its names and shapes are binding.
         metric: `accuracy` or `error`.
         max_examples: The largest number of examples by which one device may weigh; a larger one
-            is cut to it, in the message too.
+            is cut to it.
 
     Returns:
-        The device's metrics, with the `feedback_version` that it may have told.
+        The device's metrics, with the `feedback_version` that it may have told, and its trained
+        adapter, in the order of `received`.
 
     Raises:
         ReplyError: the answer may not be aggregated.
     """
     _check_records(message, ("arrays", "metrics"))
-    _check_arrays(message.content.array_records["arrays"], received)
+    adapter = _check_arrays(message.content.array_records["arrays"], received)
     metrics = message.content.metric_records["metrics"]
     names: tuple[str, ...] = (
         NUM_EXAMPLES,
@@ -53,9 +54,7 @@ def check_train_reply(
     )
     if FEEDBACK_VERSION in metrics:
         names += (FEEDBACK_VERSION,)
-    values = _check_metrics(metrics, names, max_examples)
-    metrics.pop(FEEDBACK_VERSION, None)  # FedAvg wants the same names of all
-    return values
+    return _check_metrics(metrics, names, max_examples), adapter
 
 
 def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
@@ -86,13 +85,15 @@ def _check_records(message: Message, names: tuple[str, ...]) -> None:
             raise ReplyError(f"the record {name!r} is not an {kind.__name__}")
 
 
-def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> None:
+def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors, in the order of `received`."""
     if set(arrays) != set(received):
         raise ReplyError(
             f"the adapter holds {_short(arrays)}; expected {', '.join(sorted(received))[:300]}"
         )
+    found: dict[str, np.ndarray] = {}
     for name, expected in received.items():
-        tensor = _decode(name, arrays[name], expected)
+        found[name] = tensor = _decode(name, arrays[name], expected)
         if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
             raise ReplyError(
                 f"{name} is {tensor.dtype}{list(tensor.shape)}; expected "
@@ -100,6 +101,7 @@ def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> No
             )
         if not np.isfinite(tensor).all():
             raise ReplyError(f"{name} holds a value that is not finite")
+    return found
 
 
 def _decode(name: str, array: Array, expected: np.ndarray) -> np.ndarray:
@@ -138,7 +140,7 @@ def _check_metrics(
         raise ReplyError(
             f"{FEEDBACK_VERSION} is {values[FEEDBACK_VERSION]:g}; expected a whole number"
         )
-    values[NUM_EXAMPLES] = metrics[NUM_EXAMPLES] = min(count, max_examples)  # what FedAvg reads
+    values[NUM_EXAMPLES] = min(count, max_examples)
     return values
 
 

@@ -1,8 +1,9 @@
 """`serve`: a SuperLink, a ServerApp and an improved bundle, from one call."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rootlet.data import load_npz
@@ -32,6 +33,7 @@ from rootlet_server.federation.node_keys import key_files, load_public_key
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.process import ChildProcess
 from rootlet_server.federation.superlink import SuperLink, SuperLinkConfig
+from rootlet_server.federation.tags import read_tags, select
 from rootlet_server.federation.tls import TlsFiles, make_local_tls
 
 _FOLLOW_S = 0.05
@@ -151,13 +153,18 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         evaluate_path=data.resolve() if data else None,
         feedback_path=config.feedback.resolve() if config.feedback else None,
         secure=config.secure,
+        strategy=config.strategy,
+        strategy_options=dict(config.strategy_options),
+        over_select=config.over_select,
+        min_replies=config.min_replies,
     )
 
 
 def _prepare_checkpoint(bundle: Bundle, plan: FederationPlan) -> None:
     """Check the checkpoint of an earlier call, or write the bundle's own adapter as round 0."""
     if plan.checkpoint_path.exists():
-        RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
+        found = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
+        found.require_strategy(plan.strategy, plan.checkpoint_path)
         return
     RoundCheckpoint(
         manifest_sha256=plan.manifest_sha256, round=0, adapter=bundle.initial_adapter()
@@ -170,6 +177,7 @@ def _run(
     """Run the plan's rounds; every process is gone when this returns or raises."""
     tls = _tls_files(config, paths)
     keys = _device_keys(config)
+    selected = _selected(config, keys)
     link = SuperLink(
         SuperLinkConfig(
             host=config.host,
@@ -200,8 +208,12 @@ def _run(
                 task_secret=link.task_secret,
             )
         )
-        for key in keys:
+        for key in keys.values():
             control.register_device(key)
+        if config.select:
+            nodes = control.nodes()
+            chosen = tuple(sorted(nodes[keys[name]] for name in selected))
+            replace(plan, nodes=chosen).save(paths.plan)
         _log(plan, _listening(config, link, tls))
         control.submit(paths.plan)
         runner.send_line(_task_token(control))
@@ -213,17 +225,31 @@ def _run(
     return follower.evaluated
 
 
-def _device_keys(config: ServeConfig) -> list[bytes]:
-    """The public keys of the devices that may join, if they are restricted."""
+def _device_keys(config: ServeConfig) -> dict[str, bytes]:
+    """The public keys of the devices that may join, by file name, if they are restricted."""
     if config.node_keys is None:
-        return []
-    keys = [load_public_key(path) for path in key_files(config.node_keys)]
-    if len(set(keys)) < config.min_devices:
+        return {}
+    keys = {path.name: load_public_key(path) for path in key_files(config.node_keys)}
+    if len(set(keys.values())) < config.min_devices:
         raise ServeConfigError(
-            f"min_devices is {config.min_devices}, but {config.node_keys} lets {len(set(keys))} "
-            "devices join; add device keys, or lower --min-devices"
+            f"min_devices is {config.min_devices}, but {config.node_keys} lets "
+            f"{len(set(keys.values()))} devices join; add device keys, or lower --min-devices"
         )
     return keys
+
+
+def _selected(config: ServeConfig, keys: Mapping[str, bytes]) -> set[str]:
+    """The key files that carry the selected tags."""
+    if config.tags is None:
+        return set()
+    tags = read_tags(config.tags, list(keys))
+    found = select(tags, config.select) if config.select else set(keys)
+    if len({keys[name] for name in found}) < config.min_devices:
+        raise ServeConfigError(
+            f"min_devices is {config.min_devices}, but {len(found)} devices carry "
+            f"{', '.join(config.select)}; tag more, or lower --min-devices"
+        )
+    return found
 
 
 def _tls_files(config: ServeConfig, paths: ServePaths) -> TlsFiles | None:

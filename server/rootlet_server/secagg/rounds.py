@@ -10,7 +10,6 @@ groups are not: 1 - (1 - f)^g < 1/2.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +18,22 @@ from flwr.serverapp import Grid
 
 from rootlet.errors import RecordError
 from rootlet.fleet.records import Records
-from rootlet.flower import from_record_dict, to_record_dict
+from rootlet.flower import to_record_dict
+from rootlet.protocol import TrainRequest
 from rootlet.secagg.messages import MASKED, QUERY, SECURE, StageMessage, by_place
 from rootlet.secagg.plan import SecurePlan
-from rootlet.secagg.update import decode
+from rootlet.secagg.update import decode, flat, unflat
 from rootlet_server.errors import ReplyError
-from rootlet_server.federation.events import EventLog, ReplyRefused
-from rootlet_server.federation.exchange import exchange
+from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
+from rootlet_server.federation.events import EventLog, ReplyRefused, RoundFinished
+from rootlet_server.federation.exchange import Exchange
+from rootlet_server.federation.strategies import Update
 from rootlet_server.secagg.aggregator import (
     SecureAggregator,
     SecureReplyError,
     SecureRoundFailedError,
 )
+from rootlet_server.secagg.replies import stage_reply
 from rootlet_server.secagg.settings import DistributedNoise, SecureSettings
 
 TTL_SPARE_S = 60.0
@@ -53,6 +56,35 @@ class SecureSum:
     groups: int
     plans: tuple[SecurePlan, ...]
     bytes_up: int
+
+    def as_update(self, received: Adapter) -> Update:
+        """The mean as the one answer that a strategy gets."""
+        moved = unflat(flat(received) + self.update, received)
+        return Update(node=0, received=received, trained=moved, num_examples=1, loss=0.0)
+
+    def summary(
+        self,
+        after: RoundCheckpoint,
+        *,
+        asked: int,
+        seconds: float,
+        central: Callable[[Adapter], Mapping[str, float]] | None,
+    ) -> RoundFinished:
+        """What the round came to; figures of devices are in it none."""
+        sums = "one sum" if self.groups == 1 else f"{self.groups} sums"
+        return RoundFinished(
+            round=after.round,
+            devices=self.devices,
+            asked=asked,
+            seconds=seconds,
+            means={},
+            bytes_down=0,
+            bytes_up=self.bytes_up,
+            train_s=0.0,
+            energy_estimated_j=0.0,
+            central=central(after.adapter) if central else None,
+            protection=f"secure aggregation, {sums} of {self.devices} devices",
+        )
 
 
 @dataclass
@@ -104,27 +136,24 @@ class SecureRound:
         self._rng = rng or random.SystemRandom()
         self._bytes_up = 0
 
-    def run(
-        self, request: Records, nodes: Sequence[int], *, manifest_sha256: str, values: int
-    ) -> SecureSum:
+    def run(self, request: TrainRequest, nodes: Sequence[int]) -> SecureSum:
         """Ask the cohort to train, and learn the sum of its updates.
 
         Args:
-            request: The records of a train request.
+            request: What it is asked.
             nodes: The cohort.
-            manifest_sha256: The bundle.
-            values: Numbers in an update.
 
         Raises:
             SecureRoundFailedError: No group gave a sum.
             ServeConfigError: The cohort is too small for a secure round.
         """
+        values = sum(array.size for array in request.adapter.values())
         groups = [
             _Group(
                 SecureAggregator(
                     self._settings.plan(
                         run=f"{self._round}.{number}",
-                        manifest_sha256=manifest_sha256,
+                        manifest_sha256=request.manifest_sha256,
                         values=values,
                         devices=len(members),
                         noise=self._noise,
@@ -137,7 +166,7 @@ class SecureRound:
         ]
         self._advertise(groups)
         self._share(groups)
-        self._upload(groups, request)
+        self._upload(groups, request.to_records())
         self._confirm(groups)
         self._unmask(groups)
         means = []
@@ -280,19 +309,17 @@ class SecureRound:
             )
             for node, records in asked.items()
         ]
-        for answer in exchange(self._grid, messages, deadline_s=deadline_s):
-            group = of[answer.node]
+        exchange = Exchange(self._grid, lifetime_s=deadline_s + TTL_SPARE_S)
+        looks = exchange.answers(exchange.ask(self._round, messages), deadline_s=deadline_s)
+        for answer in (each for look in looks for each in look):
+            group, node = of[answer.node], answer.node
             try:
-                take(group, answer.node, _reply(answer.message, group.plan, asked[answer.node]))
+                take(group, node, stage_reply(answer.message, group.plan, asked[node]))
             except (ReplyError, RecordError, SecureReplyError) as error:
-                stage = str(asked[answer.node][SECURE]["stage"])
+                phase = f"secure {asked[node][SECURE]['stage']!s}"
+                reason = str(error)[:500]
                 self._log.write(
-                    ReplyRefused(
-                        round=self._round,
-                        node=answer.node,
-                        phase=f"secure {stage}",
-                        reason=str(error)[:500],
-                    )
+                    ReplyRefused(round=self._round, node=node, phase=phase, reason=reason)
                 )
 
     def _guarded(self, group: _Group, step: Callable[[_Group], object]) -> None:
@@ -307,33 +334,3 @@ class SecureRound:
 def _stage(group: _Group, stage: str, values: Mapping[str, object]) -> Records:
     round_id = "" if stage == "advertise" else group.plan.round_id
     return StageMessage(stage=stage, round_id=round_id, values=values).to_records()
-
-
-def _reply(message: Message, plan: SecurePlan, asked: Records) -> StageMessage:
-    """The stage's answer; of ``upload`` with the masked update among its values.
-
-    Raises:
-        ReplyError: An error of the device, other records, or an update that is too large.
-        RecordError: A malformed stage.
-    """
-    if message.has_error():
-        error = message.error
-        raise ReplyError(f"the device answered with error {error.code}: {str(error.reason)[:500]}")
-    arrays = message.content.array_records
-    size = sum(len(array.data) for record in arrays.values() for array in record.values())
-    most = plan.values * plan.modulus_bits // 8 + 16_384
-    if size > most:
-        raise ReplyError(f"the reply's arrays take {size} bytes; at most {most} are due")
-    records = from_record_dict(message.content)
-    reply = StageMessage.reply({SECURE: records.pop(SECURE, {})})
-    wanted = asked[SECURE]
-    if reply.stage != wanted["stage"] or wanted["round_id"] not in {"", reply.round_id}:
-        raise ReplyError(f"the device answered stage {reply.stage!r} of another question")
-    if reply.stage != "upload":
-        if records:
-            raise ReplyError(f"the reply holds {sorted(records)!r:.200} beside the stage")
-        return reply
-    found: Mapping[str, Any] = records.get("arrays", {})
-    if set(records) != {"arrays", "metrics"} or set(found) != {MASKED}:
-        raise ReplyError(f"the reply holds {sorted(records)!r:.200}; a masked update is due")
-    return StageMessage(stage="upload", round_id=reply.round_id, values={MASKED: found[MASKED]})

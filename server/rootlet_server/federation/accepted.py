@@ -1,0 +1,133 @@
+"""Answers that passed, and what they come to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import MessageType
+
+from rootlet_server.errors import ReplyError
+from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
+from rootlet_server.federation.events import EventLog, Reply, ReplyRefused, RoundFinished
+from rootlet_server.federation.exchange import Answer
+from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.replies import (
+    FEEDBACK_VERSION,
+    NUM_EXAMPLES,
+    check_evaluate_reply,
+    check_train_reply,
+)
+from rootlet_server.federation.strategies import Update
+
+_SUMS = ("bytes_down", "bytes_up", "energy_estimated_j")
+_NO_MEANS = (NUM_EXAMPLES, *_SUMS, FEEDBACK_VERSION)
+
+CentralEvaluation = Callable[[Adapter], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A device's metrics, and its update where it trained."""
+
+    node: int
+    metrics: dict[str, float]
+    update: Update | None = None
+
+
+class Judge:
+    """Checks answers by a plan and tells the log of each.
+
+    Args:
+        plan: What was asked for.
+        log: Hears of every answer.
+    """
+
+    def __init__(self, plan: FederationPlan, log: EventLog) -> None:
+        self._plan = plan
+        self._log = log
+
+    def trained(self, answer: Answer, received: Adapter, *, staleness: int = 0) -> Accepted | None:
+        """The update in an answer to the adapter `received`; None, and the reason in the log."""
+        plan = self._plan
+        try:
+            metrics, adapter = check_train_reply(
+                answer.message,
+                received=received,
+                metric=plan.metric,
+                max_examples=plan.max_examples,
+            )
+        except ReplyError as error:
+            self.refuse(answer, str(error))
+            return None
+        self._tell(answer, MessageType.TRAIN, metrics)
+        update = Update(
+            node=answer.node,
+            received=received,
+            trained=adapter,
+            num_examples=int(metrics[NUM_EXAMPLES]),
+            loss=metrics["loss"],
+            staleness=staleness,
+        )
+        return Accepted(answer.node, metrics, update)
+
+    def evaluated(self, answer: Answer) -> Accepted | None:
+        """The metrics in an answer; None, and the reason in the log."""
+        plan = self._plan
+        try:
+            metrics = check_evaluate_reply(
+                answer.message, metric=plan.metric, max_examples=plan.max_examples
+            )
+        except ReplyError as error:
+            self.refuse(answer, str(error), phase=MessageType.EVALUATE)
+            return None
+        self._tell(answer, MessageType.EVALUATE, metrics)
+        return Accepted(answer.node, metrics)
+
+    def refuse(self, answer: Answer, reason: str, *, phase: str = MessageType.TRAIN) -> None:
+        """Tell the log why an answer is left out."""
+        self._log.write(
+            ReplyRefused(round=answer.round, node=answer.node, phase=phase, reason=reason)
+        )
+
+    def _tell(self, answer: Answer, phase: str, metrics: Mapping[str, float]) -> None:
+        self._log.write(
+            Reply(
+                round=answer.round,
+                node=answer.node,
+                phase=phase,
+                seconds=answer.seconds,
+                metrics=metrics,
+            )
+        )
+
+
+def summary(
+    after: RoundCheckpoint,
+    accepted: Sequence[Accepted],
+    asked: int,
+    seconds: float,
+    *,
+    central: CentralEvaluation | None,
+) -> RoundFinished:
+    """What a round came to."""
+    metrics = [item.metrics for item in accepted]
+    return RoundFinished(
+        round=after.round,
+        devices=len(accepted),
+        asked=asked,
+        seconds=seconds,
+        means=weighted_means(metrics),
+        bytes_down=int(sum(item["bytes_down"] for item in metrics)),
+        bytes_up=int(sum(item["bytes_up"] for item in metrics)),
+        train_s=max(item["train_s"] for item in metrics),
+        energy_estimated_j=sum(item["energy_estimated_j"] for item in metrics),
+        central=central(after.adapter) if central else None,
+    )
+
+
+def weighted_means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric, weighted by the numbers of examples; sums and weights are left out."""
+    total = sum(item[NUM_EXAMPLES] for item in metrics)
+    names = [name for name in (metrics[0] if metrics else ()) if name not in _NO_MEANS]
+    return {
+        name: sum(item[name] * item[NUM_EXAMPLES] for item in metrics) / total for name in names
+    }
