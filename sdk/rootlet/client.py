@@ -26,6 +26,7 @@ from rootlet.local_training import LocalTraining
 from rootlet.membership import Connect, Means, Membership
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
+from rootlet.privacy_terms import PrivacyAccount, PrivacyPolicy
 from rootlet.secagg.participation import SecureParticipation
 from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
@@ -42,6 +43,7 @@ from rootlet_runtime.fit import FitResult, Progress
 DEFAULT_POLICY = ParticipationPolicy()
 DEFAULT_TRAINING = TrainConfig()
 DEFAULT_SECURE = SecurePolicy()
+DEFAULT_PRIVACY = PrivacyPolicy()
 LEAVE_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -312,6 +314,7 @@ class DeviceClient:
         root_certificate: Path | None = None,
         node_key: NodeKey | None = None,
         secure: SecurePolicy = DEFAULT_SECURE,
+        privacy: PrivacyPolicy = DEFAULT_PRIVACY,
     ) -> None:
         """Takes part in the rounds of a server whenever the policy allows it; returns at once.
 
@@ -322,6 +325,7 @@ class DeviceClient:
             node_key: Identifies the device; None for one that is kept in the state directory.
             secure: What an enrolled device insists on in secure rounds; one that is not enrolled
                 takes part in none.
+            privacy: What private rounds may spend of the device's privacy, over all servers.
 
         Raises:
             EnrolmentError: The enrolment is damaged or has expired.
@@ -354,6 +358,7 @@ class DeviceClient:
                         secure=SecureParticipation.open(
                             self._state.enrolment, secure, self._bundle
                         ),
+                        account=PrivacyAccount(privacy, self._state.path),
                     ),
                     gate=self._gate,
                     server=address,

@@ -113,7 +113,7 @@ def client_app(
         with _secure_rounds(bundle, folder, secure, context) as rounds:
             return respond(message, context, source, request, rounds)
 
-    def respond(  # noqa: PLR0917 (a message's circumstances)
+    def respond(
         message: Message,
         context: Context,
         source: DataSource,
@@ -180,7 +180,7 @@ def _answered(  # noqa: PLR0917 (a message's circumstances)
     """The answer of a node that remembers; its finished adapter is the new one or the old."""
     account = EnergyAccount(state)
     allowance = Allowance(limit_j=energy.joules_per_round, account=account)
-    participant = learner.participant(source, limits, allowance, rng, rounds)
+    participant = learner.participant(source, limits, allowance, rng, secure=rounds)
     trains = request.message_type == protocol.TRAIN
 
     def used_up() -> bool:

@@ -14,6 +14,7 @@ from rootlet.drift import ConfidenceDrift
 from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
+from rootlet.privacy_terms import PrivacyAccount
 from rootlet.refreshed_feedback import RefreshedFeedback
 from rootlet.secagg.participation import SecureParticipation
 from rootlet_runtime.adapter_bank import AdapterBank
@@ -182,7 +183,9 @@ class Learner:
         limits: RoundLimits,
         allowance: Allowance | None = None,
         rng: np.random.Generator | None = None,
+        *,
         secure: SecureParticipation | None = None,
+        account: PrivacyAccount | None = None,
     ) -> Participant:
         """One that answers a server's requests with this trainer; its caller holds ``busy``."""
         return Participant(
@@ -195,6 +198,7 @@ class Learner:
             continual=self._continual,
             feedback=self._feedback,
             secure=secure,
+            account=account,
         )
 
     def finish(self, allowance: Allowance | None = None) -> Verdict | None:

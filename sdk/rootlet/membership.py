@@ -228,8 +228,12 @@ class Membership:
         """Writes down what is about to leave; what cannot be written down does not leave."""
         manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
         secure = SECURE in request.records
+        spent = None if answer.error else self._means.participant.last_spent
         if not answer.error:
             kind = _KINDS[request.message_type]
+        privacy = {} if spent is None else self._means.participant.account.charged(spent)
+        protections = ["secure aggregation"] if secure else []
+        protections += [] if spent is None else ["differential privacy"]
         names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
         try:
             self._means.ledger.append(
@@ -241,7 +245,8 @@ class Membership:
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
                 tensors=names["arrays"],
                 metrics=names["metrics"],
-                protection="secure aggregation" if secure else "none",
+                protection=", ".join(protections) or "none",
+                **privacy,
                 **({"stage": str(request.records[SECURE].get("stage", ""))} if secure else {}),
             )
         except LedgerError as error:
