@@ -49,6 +49,8 @@ def test_listens_on_loopback_without_tls_by_default():
         ({"strategy": "fedadam", "strategy_options": {"beta": 1}}, "no option 'beta'; it has eta"),
         ({"strategy": "krum"}, r"krum needs 5 answers a round, but min_devices is 2; .*--min-dev"),
         ({"strategy": "krum", "min_devices": 9, "cohort_size": 4}, "cohort_size is 4"),
+        ({"strategy": "fedbuff", "strategy_options": {"buffer_size": 3}}, "fedbuff needs 3"),
+        ({"strategy": "fedbuff", "cohort_size": 2, "over_select": 2}, "waits for nobody"),
         ({"min_replies": 0}, "min_replies is 0"),
         ({"min_replies": 3}, "min_replies is 3, but min_devices is 2"),
         ({"over_select": 0.5, "cohort_size": 2}, r"over_select is 0.5; it must lie in 1\.\.10"),

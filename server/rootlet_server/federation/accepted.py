@@ -58,7 +58,7 @@ class Judge:
         except ReplyError as error:
             self.refuse(answer, str(error))
             return None
-        self._tell(answer, MessageType.TRAIN, metrics)
+        self._tell(answer, MessageType.TRAIN, metrics, staleness)
         update = Update(
             node=answer.node,
             received=received,
@@ -88,7 +88,9 @@ class Judge:
             ReplyRefused(round=answer.round, node=answer.node, phase=phase, reason=reason)
         )
 
-    def _tell(self, answer: Answer, phase: str, metrics: Mapping[str, float]) -> None:
+    def _tell(
+        self, answer: Answer, phase: str, metrics: Mapping[str, float], staleness: int = 0
+    ) -> None:
         self._log.write(
             Reply(
                 round=answer.round,
@@ -96,6 +98,7 @@ class Judge:
                 phase=phase,
                 seconds=answer.seconds,
                 metrics=metrics,
+                staleness=staleness,
             )
         )
 

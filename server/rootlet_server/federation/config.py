@@ -132,7 +132,13 @@ class ServeConfig:
                 f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
                 "file of tags and the keys (--tags FILE --node-keys DIR)"
             )
-        least = make_settings(self.strategy, self.strategy_options).least
+        settings = make_settings(self.strategy, self.strategy_options)
+        least = max(settings.least, settings.buffering.size if settings.buffering else 0)
+        if settings.buffering and self.over_select > 1:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but strategy {self.strategy} waits for "
+                "nobody; leave it at 1"
+            )
         name, fewest = min(
             ((name, getattr(self, name)) for name in ("cohort_size", "min_devices")),
             key=lambda item: math.inf if item[1] is None else item[1],

@@ -80,6 +80,7 @@ class Reply(Event):
         phase: `train` or `evaluate`.
         seconds: From the request to the answer.
         metrics: The device's own figures, by the names of `docs/architecture.md`.
+        staleness: Rounds finished since the device was asked; 0 where all wait for each other.
     """
 
     kind: ClassVar[str] = "reply"
@@ -88,6 +89,7 @@ class Reply(Event):
     phase: str
     seconds: float
     metrics: Mapping[str, float]
+    staleness: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
-"""The round loop: ask a cohort, collect, let the strategy make the next adapter, save, again.
+"""The round loop: gather answers, let the strategy make the next adapter, save, again.
 
 One round is: wait until enough devices are online, sample the cohort, send every device the
 adapter, collect the answers until all that are wanted are there or the deadline passes, leave out
 what may not be aggregated, aggregate, save. A device that does not answer in time costs the
-deadline once and nothing else. A round with too few answers is repeated.
+deadline once and nothing else. A round with too few answers is repeated. Where the strategy
+buffers, devices do not wait for each other, and a round is one full buffer.
 """
 
 import random
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,19 +23,19 @@ from rootlet_server.federation.accepted import (
     summary,
     weighted_means,
 )
+from rootlet_server.federation.buffered import BufferedRounds
 from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
 from rootlet_server.federation.cohort import Cohorts
-from rootlet_server.federation.events import Evaluated, EventLog, RoundRepeated, RoundStarted
+from rootlet_server.federation.events import Evaluated, EventLog, RoundRepeated
 from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.feedback import FeedbackFile
+from rootlet_server.federation.gathering import Gathering, Means, WholeRounds
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.requests import SLACK_S, Requests
 from rootlet_server.federation.strategies import make_settings
 
 MAX_FAILED_ROUNDS = 3
 """Attempts at one round after which the run ends."""
-
-LATE = "it came after its round was over"
 
 
 class RoundLoop:
@@ -72,7 +72,14 @@ class RoundLoop:
         self._cohorts = Cohorts(grid, plan, log, rng)
         self._requests = Requests(plan, self._strategy.train_options, feedback)
         self._judge = Judge(plan, log)
-        self._exchange = Exchange(grid, lifetime_s=plan.deadline_s + SLACK_S)
+        means = Means(
+            plan=plan, log=log, cohorts=self._cohorts, requests=self._requests, judge=self._judge
+        )
+        buffering = settings.buffering
+        self._gathering: Gathering = (
+            BufferedRounds(means, buffering) if buffering else WholeRounds(means)
+        )
+        self._exchange = Exchange(grid, lifetime_s=self._gathering.lifetime_s(plan))
 
     def run(self) -> RoundCheckpoint:
         """Run the rounds that are left after the saved checkpoint, then the final evaluation.
@@ -105,53 +112,30 @@ class RoundLoop:
 
     def _train_round(self, before: RoundCheckpoint) -> RoundCheckpoint | None:
         """One round; None if there were too few answers, or no adapter could be made of them."""
-        plan, round_ = self._plan, before.round + 1
-        for answer in self._exchange.arrived():
-            self._judge.refuse(answer, LATE)
-        cohort = self._cohorts.draw(self._exchange.busy)
-        start = time.monotonic()
-        self._log.write(RoundStarted(round=round_, cohort=cohort))
-        messages = self._requests.train(round_, before.adapter, cohort)
-        ticket = self._exchange.ask(round_, messages)
-        wanted = min(len(cohort), plan.cohort_size or len(cohort))
-        accepted = self._collect(ticket, wanted, before.adapter)
+        gathered = self._gathering.gather(self._exchange, before)
+        accepted = gathered.accepted
         if self._feedback is not None:
             for item in accepted:
                 self._feedback.heard(item.node, item.metrics)
         if len(accepted) < self._least:
             reason = f"{len(accepted)} of {self._least} answers that a round needs"
-            self._log.write(RoundRepeated(round=round_, reason=reason))
+            self._log.write(RoundRepeated(round=before.round + 1, reason=reason))
             return None
-        adapter = self._aggregate(round_, before, accepted)
+        adapter = self._aggregate(before.round + 1, before, accepted)
         if adapter is None:
             return None
-        after = before.next(adapter, self._strategy.state(), plan.strategy)
-        after.save(plan.checkpoint_path)
+        after = before.next(adapter, self._strategy.state(), self._plan.strategy)
+        after.save(self._plan.checkpoint_path)
         self._log.write(
             summary(
                 after,
                 accepted,
-                asked=len(cohort),
-                seconds=time.monotonic() - start,
+                asked=gathered.asked,
+                seconds=gathered.seconds,
                 central=self._central,
             )
         )
         return after
-
-    def _collect(self, ticket: int, wanted: int, received: Adapter) -> list[Accepted]:
-        """The first `wanted` answers to a ticket that pass."""
-        accepted: list[Accepted] = []
-        for answers in self._exchange.answers(ticket, deadline_s=self._plan.deadline_s):
-            for answer in answers:
-                if answer.ticket != ticket:
-                    self._judge.refuse(answer, LATE)
-                elif len(accepted) == wanted:
-                    self._judge.refuse(answer, f"the round has its {wanted} answers")
-                elif (found := self._judge.trained(answer, received)) is not None:
-                    accepted.append(found)
-            if len(accepted) == wanted:
-                break
-        return accepted
 
     def _aggregate(
         self, round_: int, before: RoundCheckpoint, accepted: list[Accepted]
