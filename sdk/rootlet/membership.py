@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rootlet import background, protocol
+from rootlet.compression import UPDATE
 from rootlet.errors import FleetError, LedgerError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.envelope import Answer, FleetRequest
@@ -226,7 +227,7 @@ class Membership:
         manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
         if not answer.error:
             kind = "update" if request.message_type == protocol.TRAIN else "metrics"
-        names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
+        names = {part: list(answer.records.get(part, ())) for part in ("arrays", UPDATE, "metrics")}
         try:
             self._means.ledger.append(
                 kind,
@@ -235,7 +236,7 @@ class Membership:
                 round=request.group_id,
                 bundle=f"{manifest.name} {manifest.version}",
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
-                tensors=names["arrays"],
+                tensors=names["arrays"] + names[UPDATE],
                 metrics=names["metrics"],
                 protection="none",
             )

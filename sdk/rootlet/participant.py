@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rootlet import protocol
+from rootlet.compression import UPDATE, Arrays
 from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
@@ -199,6 +200,8 @@ class Participant:
         if self._continual is not None:
             self._continual.learnt(self._trainer, (x, y), asked.epochs, erasures=erasures)
         adapter = self._trainer.adapter
+        update = self._update(asked, adapter)
+        name = UPDATE if update else "arrays"
         reply = TrainReply(
             metric=self._metric,
             adapter=adapter,
@@ -209,10 +212,18 @@ class Participant:
             train_s=result.seconds,
             energy_estimated_j=spent_j(self._trainer.bundle.manifest, result, len(measured_x)),
             bytes_down=bytes_down,
-            bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
+            bytes_up=records_bytes({name: ArrayRecord(update or adapter)}),
             feedback_version=self._feedback.version,
+            update=update,
         )
         return Answer(reply.to_records())
+
+    def _update(self, asked: TrainRequest, adapter: Arrays) -> dict[str, np.ndarray]:
+        """The update as it travels; empty where the adapter does."""
+        if asked.compression is None:
+            return {}
+        change = {name: value - asked.adapter[name] for name, value in adapter.items()}
+        return asked.compression.encode(change, self._rng)
 
     def _evaluate(self, asked: EvaluateRequest) -> Answer:
         x, y = self._measured(*self._data.train())

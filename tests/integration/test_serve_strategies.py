@@ -62,7 +62,7 @@ def federation(mlp_bundle, tmp_path):
                 kind = Slow if number < slow else ArrayData
                 device = DeviceClient(
                     bundle,
-                    tmp_path / f"device{number}",
+                    tmp_path / f"device{len(list(tmp_path.iterdir()))}",
                     policy=ANY_TIME,
                     data=kind.split((mlp_bundle.x[mine], mlp_bundle.y[mine])),
                 )
@@ -180,6 +180,14 @@ def test_devices_that_train_all_the_time_do_not_wait_for_the_slowest(federation)
     begun = [event for event in events if event.kind == "round_started"]
     assert len(begun) >= 3  # devices are asked as they come free, not in one cohort
     assert any(event.staleness > 0 for event in events if event.kind == "reply")
+
+
+def test_updates_in_eight_bits_learn_the_same(federation):
+    _, plain = federation(devices=3, rounds=1)
+    events, small = federation(devices=3, rounds=4, compression="int8")
+    assert small.rounds[-1].bytes_up < 0.5 * plain.rounds[-1].bytes_up
+    found = accuracies(events)
+    assert found[-1] > found[0] + 0.3
 
 
 def test_a_round_does_not_wait_for_the_slowest(federation):

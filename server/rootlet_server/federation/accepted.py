@@ -54,6 +54,7 @@ class Judge:
                 received=received,
                 metric=plan.metric,
                 max_examples=plan.max_examples,
+                compression=plan.smaller,
             )
         except ReplyError as error:
             self.refuse(answer, str(error))

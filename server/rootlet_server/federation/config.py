@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rootlet.compression import Compression
+from rootlet.errors import RecordError
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
 from rootlet_server.federation.strategies import make_settings
@@ -54,6 +56,9 @@ class ServeConfig:
         min_replies: Answers below which a round is repeated; a strategy may need more.
         tags: TOML file of tags and the key files in `node_keys` that carry them.
         select: Tags that a device must carry, each of them, to be asked.
+        compression: How updates travel: `int8`, `int16` (stochastic quantisation) or `top-k`; None
+            for whole adapters in float32.
+        top_k: Share of the values that `top-k` sends, in (0, 1].
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -89,6 +94,8 @@ class ServeConfig:
     min_replies: int = 1
     tags: Path | None = None
     select: tuple[str, ...] = ()
+    compression: str | None = None
+    top_k: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "min_devices", "max_examples", "min_replies"):
@@ -116,6 +123,16 @@ class ServeConfig:
                 "it, for the certificate (--tls-name NAME)"
             )
         self._check_cohorts()
+        self._check_compression()
+
+    def _check_compression(self) -> None:
+        if self.compression is None and self.top_k:
+            raise ServeConfigError(f"top_k is {self.top_k}; it goes with --compression top-k")
+        if self.compression is not None:
+            try:
+                Compression(kind=self.compression, top_k=self.top_k)
+            except RecordError as error:
+                raise ServeConfigError(str(error)) from None
 
     def _check_cohorts(self) -> None:
         if not (math.isfinite(self.over_select) and 1 <= self.over_select <= MOST_OVER_SELECTION):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rootlet.compression import Compression
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.errors import ServeConfigError
 
@@ -40,6 +41,8 @@ class FederationPlan:
             `cohort_size` answers.
         min_replies: Answers below which a round is repeated.
         nodes: The nodes that may be asked, or None for all.
+        compression: How updates travel, or None for whole adapters.
+        top_k: Share of the values that `top-k` sends.
     """
 
     bundle: str
@@ -66,6 +69,15 @@ class FederationPlan:
     over_select: float = 1.0
     min_replies: int = 1
     nodes: tuple[int, ...] | None = None
+    compression: str | None = None
+    top_k: float = 0.0
+
+    @property
+    def smaller(self) -> Compression | None:
+        """How updates travel, or None for whole adapters."""
+        if self.compression is None:
+            return None
+        return Compression(kind=self.compression, top_k=self.top_k)
 
     @property
     def metric(self) -> str:

@@ -45,6 +45,7 @@ class Requests:
             epochs=plan.epochs,
             batch_size=plan.batch_size,
             learning_rate=plan.learning_rate,
+            compression=plan.smaller,
             **self._options,
         )
         part = b"" if source is None else source.for_round(round_)

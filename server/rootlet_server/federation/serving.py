@@ -156,6 +156,8 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         strategy_options=dict(config.strategy_options),
         over_select=config.over_select,
         min_replies=config.min_replies,
+        compression=config.compression,
+        top_k=config.top_k,
     )
 
 
