@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rootlet import background, protocol
+from rootlet.compression import UPDATE
 from rootlet.errors import FleetError, LedgerError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.envelope import Answer, FleetRequest
@@ -234,7 +235,7 @@ class Membership:
         privacy = {} if spent is None else self._means.participant.account.charged(spent)
         protections = ["secure aggregation"] if secure else []
         protections += [] if spent is None else ["differential privacy"]
-        names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
+        names = {part: list(answer.records.get(part, ())) for part in ("arrays", UPDATE, "metrics")}
         try:
             self._means.ledger.append(
                 kind,
@@ -243,7 +244,7 @@ class Membership:
                 round=request.group_id,
                 bundle=f"{manifest.name} {manifest.version}",
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
-                tensors=names["arrays"],
+                tensors=names["arrays"] + names[UPDATE],
                 metrics=names["metrics"],
                 protection=", ".join(protections) or "none",
                 **privacy,

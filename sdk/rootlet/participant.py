@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rootlet import protocol
+from rootlet.compression import UPDATE, Arrays
 from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
@@ -125,11 +126,7 @@ class Participant:
         self.allowance = allowance or Allowance()
         self._trainer = trainer
         self._data = data
-        self._bounds = {
-            "epochs": limits.epochs,
-            "learning_rate": limits.learning_rate,
-            "batch_size": trainer.max_batch,
-        }
+        self._limits = limits
         self._rng = rng or np.random.default_rng()
         self._checkpoint_dir = checkpoint_dir
         self._continual = continual
@@ -174,7 +171,14 @@ class Participant:
             plain = {name: each for name, each in request.records.items() if name not in apart}
             asked = TrainRequest.from_records(plain)
             check_bundle(self._trainer.bundle, asked)
-            check_bounds(asked, self._bounds)
+            check_bounds(
+                asked,
+                {
+                    "epochs": self._limits.epochs,
+                    "learning_rate": self._limits.learning_rate,
+                    "batch_size": self._trainer.max_batch,
+                },
+            )
             planned = self._planned(asked, terms, stage)
             if asked.feedback:
                 self._feedback.receive(asked.feedback)
@@ -302,6 +306,8 @@ class Participant:
         if self._continual is not None:
             self._continual.learnt(self._trainer, (x, y), asked.epochs, erasures=erasures)
         adapter = self._trainer.adapter
+        update = self._update(asked, adapter)
+        name = UPDATE if update else "arrays"
         return TrainReply(
             metric=self._metric,
             adapter=adapter,
@@ -312,9 +318,17 @@ class Participant:
             train_s=result.seconds,
             energy_estimated_j=spent_j(self._trainer.bundle.manifest, result, len(measured_x)),
             bytes_down=bytes_down,
-            bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
+            bytes_up=records_bytes({name: ArrayRecord(update or adapter)}),
             feedback_version=self._feedback.version,
+            update=update,
         )
+
+    def _update(self, asked: TrainRequest, adapter: Arrays) -> dict[str, np.ndarray]:
+        """The update as it travels; empty where the adapter does."""
+        if asked.compression is None:
+            return {}
+        change = {name: value - asked.adapter[name] for name, value in adapter.items()}
+        return asked.compression.encode(change, self._rng)
 
     def _evaluate(self, asked: EvaluateRequest) -> Answer:
         x, y = self._measured(*self._data.train())

@@ -8,12 +8,13 @@ with values that make sense.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from rootlet import feedback_record
+from rootlet.compression import UPDATE, Compression
 from rootlet.feedback_record import FEEDBACK, MAX_FEEDBACK_BYTES, MAX_VERSION
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord, Records
 from rootlet.record_checks import (
@@ -50,7 +51,7 @@ _TRAINED = ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up")
 _INTEGERS = {"num-examples", "bytes_down", "bytes_up", _VERSION}
 _TRAIN_KEYS = {**_BUNDLE_KEYS, "epochs": int, "batch_size": int, "learning_rate": float}
 
-_TRAIN_OPTIONS = {"proximal_mu": float}
+_TRAIN_OPTIONS = {"proximal_mu": float, "compression": str, "top_k": float}
 
 Arrays = Mapping[str, np.ndarray]
 AnyRecords = Mapping[str, Mapping[str, Any]]
@@ -122,6 +123,7 @@ class TrainRequest(EvaluateRequest):
         proximal_mu: How strongly the adapter is held near the received one (FedProx, Li et al.
             2020): after each step, ``w <- w_received + (w - w_received) / (1 + rate proximal_mu)``.
             0, which is not sent, for not at all.
+        compression: How the update shall travel; None, which is not sent, for the adapter itself.
     """
 
     epochs: int
@@ -129,6 +131,7 @@ class TrainRequest(EvaluateRequest):
     learning_rate: float
     feedback: bytes = b""
     proximal_mu: float = 0.0
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,15 +160,22 @@ class TrainRequest(EvaluateRequest):
         plain = {k: v for k, v in records.items() if k != FEEDBACK}
         config = check_config(plain, _TRAIN_KEYS, _TRAIN_OPTIONS)
         part = b"" if record is None else feedback_record.from_record(record)
-        return cls(adapter=dict(records["arrays"]), feedback=part, **config)
+        kind, top_k = config.pop("compression", None), config.pop("top_k", 0.0)
+        require(kind is not None or not top_k, "top_k", top_k, "0 without compression")
+        smaller = None if kind is None else Compression(kind=kind, top_k=top_k)
+        adapter = dict(records["arrays"])
+        return cls(adapter=adapter, feedback=part, compression=smaller, **config)
 
     def _config(self) -> dict[str, int | float | str]:
+        top_k = 0.0 if self.compression is None else float(self.compression.top_k)
         return {
             **super()._config(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "learning_rate": float(self.learning_rate),
             **({"proximal_mu": float(self.proximal_mu)} if self.proximal_mu else {}),
+            **({} if self.compression is None else {"compression": self.compression.kind}),
+            **({"top_k": top_k} if top_k else {}),
         }
 
 
@@ -214,7 +224,7 @@ class TrainReply(EvaluateReply):
     """A trained adapter, and what it took.
 
     Attributes:
-        adapter: float32 arrays by adapter name.
+        adapter: float32 arrays by adapter name; not sent where there is an `update`.
         num_examples: Examples trained on: the adapter's weight in the average.
         loss: Mean loss over the last epoch.
         trained: The metric of the trained adapter, on the examples that `received` is measured on.
@@ -224,6 +234,7 @@ class TrainReply(EvaluateReply):
         bytes_up: Bytes of the objects that carry the adapter.
         feedback_version: Of the refreshed feedback that the device keeps; 0, which is not sent,
             for none.
+        update: Trained minus received, as the request's compression encodes it; empty for none.
     """
 
     adapter: Arrays
@@ -233,10 +244,12 @@ class TrainReply(EvaluateReply):
     bytes_down: int
     bytes_up: int
     feedback_version: int = 0
+    update: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adapter(self.adapter)
+        if not self.update:
+            check_adapter(self.adapter)
         for name in ("train_s", "energy_estimated_j", "bytes_down", "bytes_up"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         version = self.feedback_version
@@ -244,7 +257,8 @@ class TrainReply(EvaluateReply):
 
     def to_records(self) -> Records:
         """Return the content of the message."""
-        return {"arrays": ArrayRecord(self.adapter), **super().to_records()}
+        name, arrays = (UPDATE, self.update) if self.update else ("arrays", self.adapter)
+        return {name: ArrayRecord(arrays), **super().to_records()}
 
     @classmethod
     def from_records(cls, records: AnyRecords) -> Self:
@@ -253,13 +267,15 @@ class TrainReply(EvaluateReply):
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        check_names("records", records, {"arrays", "metrics"})
+        kind = UPDATE if UPDATE in records else "arrays"
+        check_names("records", records, {kind, "metrics"})
         values = _metrics(
             records["metrics"],
             ("received", "trained"),
             (*_TRAINED, _VERSION) if _VERSION in records["metrics"] else _TRAINED,
         )
-        return cls(adapter=dict(records["arrays"]), **values)
+        adapter, update = (dict(records.get(name, {})) for name in ("arrays", UPDATE))
+        return cls(adapter=adapter, update=update, **values)
 
     def _numbers(self) -> dict[str, float]:
         return {

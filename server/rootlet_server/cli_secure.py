@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rootlet_runtime.signing import load_public_key, public_key_hex
 
 if TYPE_CHECKING:
+    from rootlet_server.federation.privacy import FederationPrivacy
     from rootlet_server.secagg.settings import SecureSettings
 
 
@@ -30,6 +31,16 @@ def add_secure_options(group: argparse._ArgumentGroup) -> None:
         help="where a value of an update saturates (default: %(default)s)",
     )
     add(
+        "--privacy",
+        choices=("device", "example"),
+        help="differential privacy: of a device's whole update, or of an example on a device",
+    )
+    add("--clip-norm", type=float, metavar="C", help="length of an update, or of a gradient")
+    add("--noise-multiplier", type=float, metavar="Z", help="noise over C")
+    add("--epsilon", type=float, help="the budget; a round beyond it is not begun")
+    add("--delta", type=float, default=1e-5, help="(default: %(default)s)")
+    add("--sample-rate", type=float, metavar="Q", help="of an example in a step, with example")
+    add(
         "--group-size",
         type=int,
         metavar="N",
@@ -50,4 +61,39 @@ def secure_settings(arguments: argparse.Namespace) -> "SecureSettings | None":
         bound=arguments.update_bound,
         min_live=arguments.min_live,
         group_size=arguments.group_size,
+    )
+
+
+def privacy_settings(arguments: argparse.Namespace) -> "FederationPrivacy | None":
+    """What the options ask for; None for no privacy.
+
+    Raises:
+        ServeConfigError: Some of the options that belong together are missing.
+    """
+    from rootlet_server.errors import ServeConfigError  # noqa: PLC0415
+    from rootlet_server.federation.privacy import FederationPrivacy  # noqa: PLC0415
+
+    needed = ["clip_norm", "noise_multiplier", "epsilon"]
+    if arguments.privacy == "example":
+        needed.append("sample_rate")
+    given = [name for name in (*needed, "sample_rate") if getattr(arguments, name) is not None]
+    if arguments.privacy is None:
+        if given:
+            raise ServeConfigError(
+                f"--{given[0].replace('_', '-')} is given without --privacy device or example"
+            )
+        return None
+    missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    if missing:
+        raise ServeConfigError(
+            f"--privacy {arguments.privacy} needs {', '.join(missing)} too; no bound or budget is "
+            "assumed"
+        )
+    return FederationPrivacy(
+        unit=arguments.privacy,
+        max_norm=arguments.clip_norm,
+        noise_multiplier=arguments.noise_multiplier,
+        epsilon=arguments.epsilon,
+        delta=arguments.delta,
+        sample_rate=1.0 if arguments.sample_rate is None else arguments.sample_rate,
     )

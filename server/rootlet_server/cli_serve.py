@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rootlet.compression import KINDS
 from rootlet_runtime.signing import load_public_key
 from rootlet_server import federation
-from rootlet_server.cli_secure import add_secure_options, secure_settings
+from rootlet_server.cli_secure import add_secure_options, privacy_settings, secure_settings
 from rootlet_server.federation.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ def add_serve_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the private key that signs the improved bundle",
     )
     _add_round_options(parser.add_argument_group("rounds"))
-    add_secure_options(parser.add_argument_group("secure aggregation"))
+    add_secure_options(parser.add_argument_group("privacy"))
     _add_strategy_options(parser.add_argument_group("strategy"))
+    _add_update_options(parser.add_argument_group("updates"))
     _add_network_options(parser.add_argument_group("network"))
     _add_file_options(parser.add_argument_group("files"))
 
@@ -123,6 +125,21 @@ def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="TAG",
         help="ask only devices that carry this tag; repeatable, all must be carried",
+    )
+
+
+def _add_update_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compression",
+        choices=KINDS,
+        help="send updates quantised stochastically, or their largest values only",
+    )
+    group.add_argument(
+        "--top-k",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the values that --compression top-k sends",
     )
 
 
@@ -235,12 +252,15 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
         secure=secure_settings(arguments),
+        privacy=privacy_settings(arguments),
         strategy=arguments.strategy,
         strategy_options=dict(arguments.strategy_option),
         over_select=arguments.over_select,
         min_replies=arguments.min_replies,
         tags=arguments.tags,
         select=tuple(arguments.select),
+        compression=arguments.compression,
+        top_k=arguments.top_k,
     )
 
 

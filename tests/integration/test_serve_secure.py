@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -209,6 +210,44 @@ def test_a_device_that_is_not_enrolled_is_left_out_and_an_enrolled_one_sends_not
         found = list(EventReader(events).read())
         refused = [event.reason for event in found if event.kind == "reply_refused"]
         assert any("by secure aggregation only" in reason for reason in refused)
+
+
+def test_devices_add_the_noise_themselves_and_the_budget_ends_the_run(
+    mlp_bundle, tmp_path, authority, capsys
+):
+    data = tmp_path / "held.npz"
+    np.savez(data, x=mlp_bundle.x[300:], y=mlp_bundle.y[300:])
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(mlp_bundle, tmp_path, stack)
+        for number in range(DEVICES):
+            enrol(authority, tmp_path / f"device{number}", f"device {number}", capsys)
+        process, address, events = served(
+            mlp_bundle, tmp_path, "--rounds", 9, "--min-devices", DEVICES, "--min-live", 5,
+            "--enrolment-authority", f"{authority}.pub.pem", "--evaluate-data", data,
+            "--privacy", "device", "--clip-norm", 1, "--noise-multiplier", 2, "--epsilon", 4,
+        )  # fmt: skip
+        stack.callback(process.kill)
+        for number in range(DEVICES):
+            fleet.open(number).join(address)
+        out, error = process.communicate(timeout=150)
+    assert (process.returncode, error) == (0, "")
+    assert "above the budget of 4" in out
+    found = list(EventReader(events).read())
+    rounds = [event for event in found if event.kind == "round_finished"]
+    assert 2 <= len(rounds) < 9
+    assert re.search(r"epsilon [\d.]+ at delta 1e-05 \(per device", rounds[-1].protection)
+    assert "secure aggregation" in rounds[-1].protection
+    server = device_ledger.read(tmp_path / "state")
+    charged = [entry.fields["epsilon"] for entry in server if entry.kind == "round charged"]
+    assert len(charged) == len(rounds)
+    assert charged[-1] <= 4 < charged[-1] * 2
+    assert server[-1].kind == "bundle published"
+    own = [entry.fields for entry in device_ledger.read(tmp_path / "device0")]
+    uploads = [fields for fields in own if fields["stage"] == "upload"]
+    assert [fields["protection"] for fields in uploads] == (
+        ["secure aggregation, differential privacy"] * len(rounds)
+    )
+    assert charged[-1] <= uploads[-1]["epsilon"] < 1.3 * charged[-1]
 
 
 @pytest.mark.slow

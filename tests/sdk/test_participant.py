@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rootlet import protocol
+from rootlet.compression import Compression
 from rootlet.data import ArrayData
 from rootlet.energy_account import Allowance
 from rootlet.fleet.envelope import FleetRequest
@@ -286,6 +287,17 @@ def test_the_last_fit_can_be_asked_for():
     trainer.fails_with = ZeroDivisionError()
     participant.answer(ask())
     assert participant.last_fit is None
+
+
+def test_a_compressed_update_is_what_was_learnt():
+    trainer = AddingTrainer()
+    compression = Compression(kind="int8")
+    answer = Participant(trainer, Data()).answer(ask(compression=compression))
+    reply = TrainReply.from_records(answer.records)
+    like = {"w": np.zeros(3, np.float32)}
+    np.testing.assert_allclose(compression.decode(reply.update, like)["w"], [2.0] * 3, rtol=1e-6)
+    assert reply.bytes_up == records_bytes({"update": answer.records["update"]})
+    assert trainer.adapter["w"].tolist() == [2.0] * 3  # the device keeps what it trained, exactly
 
 
 def test_a_proximal_term_holds_the_adapter_near_the_received_one(mlp_bundle, tmp_path):

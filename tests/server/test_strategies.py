@@ -265,6 +265,8 @@ def test_a_restored_strategy_goes_on_with_the_same_bits(name):
         ("fedtrimmedavg", {"beta": "0.5"}, "beta is 0.5"),
         ("krum", {"num_malicious": "1.5"}, "num_malicious is '1.5'; it must be of type int"),
         ("multikrum", {"num_selected": -1}, "num_selected is -1"),
+        ("fedbuff", {"buffer_size": 0}, "buffer_size is 0; it must be at least 1"),
+        ("fedbuff", {"max_staleness": -1}, "max_staleness is -1"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name, options, reason):
@@ -283,3 +285,27 @@ def test_options_are_read_from_text():
         4,
         10,
     ]
+
+
+def test_a_stale_update_moves_the_adapter_by_the_root_of_its_age():
+    """Two devices by hand: (1 * 4 / sqrt(1) + 3 * 8 / sqrt(4)) / 4 = 4, against what each got."""
+    then, now = {"w": np.zeros(2, np.float32)}, {"w": np.full(2, 10, np.float32)}
+    updates = [
+        Update(node=1, received=now, trained={"w": now["w"] + 4}, num_examples=1, loss=1.0),
+        Update(node=2, received=then, trained={"w": then["w"] + 8}, num_examples=3, loss=1.0,
+               staleness=3),
+    ]  # fmt: skip
+    made = strategy("fedbuff")
+    np.testing.assert_allclose(made.aggregate(9, now, updates)["w"], [14, 14])
+    half = strategy("fedbuff", server_learning_rate=0.5)
+    np.testing.assert_allclose(half.aggregate(9, now, updates)["w"], [12, 12])
+
+
+def test_fresh_updates_in_a_buffer_are_averaged_as_by_fedavg():
+    rng = np.random.default_rng(6)
+    now = draw(rng)
+    updates = moved(now, rng, 5)
+    buffered = strategy("fedbuff").aggregate(1, now, updates)
+    mean = strategy("fedavg").aggregate(1, now, updates)
+    for key in SHAPES:
+        close(buffered[key], mean[key])

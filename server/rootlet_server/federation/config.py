@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rootlet.compression import Compression
+from rootlet.errors import RecordError
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
-from rootlet_server.federation.strategies import OF_THE_MEAN, make_settings
+from rootlet_server.federation.privacy import FederationPrivacy
+from rootlet_server.federation.strategies import OF_THE_MEAN, STRATEGIES, make_settings
 from rootlet_server.secagg.settings import SecureSettings
 
 MOST_OVER_SELECTION = 10.0
@@ -49,6 +52,7 @@ class ServeConfig:
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
         secure: Secure aggregation of every round, or None for updates in clear.
+        privacy: Differential privacy and its budget, or None for none.
         strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
         strategy_options: Its options by name, as text or numbers.
         over_select: How many times `cohort_size` are asked; the round ends with the first
@@ -56,6 +60,9 @@ class ServeConfig:
         min_replies: Answers below which a round is repeated; a strategy may need more.
         tags: TOML file of tags and the key files in `node_keys` that carry them.
         select: Tags that a device must carry, each of them, to be asked.
+        compression: How updates travel: `int8`, `int16` (stochastic quantisation) or `top-k`; None
+            for whole adapters in float32.
+        top_k: Share of the values that `top-k` sends, in (0, 1].
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -86,12 +93,15 @@ class ServeConfig:
     evaluate_data: Path | None = None
     feedback: Path | None = None
     secure: SecureSettings | None = None
+    privacy: FederationPrivacy | None = None
     strategy: str = "fedavg"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     over_select: float = 1.0
     min_replies: int = 1
     tags: Path | None = None
     select: tuple[str, ...] = ()
+    compression: str | None = None
+    top_k: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "min_devices", "max_examples", "min_replies"):
@@ -104,6 +114,8 @@ class ServeConfig:
                 _positive(name, getattr(self, name))
         if self.secure is not None:
             self._check_secure(self.secure)
+        if self.privacy is not None or self.secure is not None:
+            self._check_protected()
         if self.feedback is not None and not self.feedback.parent.is_dir():
             raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:
@@ -121,6 +133,16 @@ class ServeConfig:
                 "it, for the certificate (--tls-name NAME)"
             )
         self._check_cohorts()
+        self._check_compression()
+
+    def _check_compression(self) -> None:
+        if self.compression is None and self.top_k:
+            raise ServeConfigError(f"top_k is {self.top_k}; it goes with --compression top-k")
+        if self.compression is not None:
+            try:
+                Compression(kind=self.compression, top_k=self.top_k)
+            except RecordError as error:
+                raise ServeConfigError(str(error)) from None
 
     def _check_cohorts(self) -> None:
         if not (math.isfinite(self.over_select) and 1 <= self.over_select <= MOST_OVER_SELECTION):
@@ -137,7 +159,13 @@ class ServeConfig:
                 f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
                 "file of tags and the keys (--tags FILE --node-keys DIR)"
             )
-        least = make_settings(self.strategy, self.strategy_options).least
+        settings = make_settings(self.strategy, self.strategy_options)
+        least = max(settings.least, settings.buffering.size if settings.buffering else 0)
+        if settings.buffering and self.over_select > 1:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but strategy {self.strategy} waits for "
+                "nobody; leave it at 1"
+            )
         name, fewest = min(
             ((name, getattr(self, name)) for name in ("cohort_size", "min_devices")),
             key=lambda item: math.inf if item[1] is None else item[1],
@@ -150,16 +178,32 @@ class ServeConfig:
             )
 
     def _check_secure(self, secure: SecureSettings) -> None:
-        if self.strategy not in OF_THE_MEAN:
-            raise ServeConfigError(
-                f"strategy is {self.strategy}, which reads single updates, and secure "
-                f"aggregation gives their mean alone: take one of {', '.join(OF_THE_MEAN)}"
-            )
-        least = secure.least(min(self.min_devices, self.cohort_size or self.min_devices))
-        if min(self.min_devices, self.cohort_size or self.min_devices) < least:
+        smallest = min(self.min_devices, self.cohort_size or self.min_devices)
+        least = secure.least(smallest)
+        if smallest < least:
             raise ServeConfigError(
                 f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
                 "--min-devices, or lower --min-live and the devices' own floor"
+            )
+
+    def _check_protected(self) -> None:
+        """Nothing beside the mean is known, so nothing may need it."""
+        by_example = self.secure is None and self.privacy is not None
+        if by_example and self.privacy is not None and self.privacy.unit == "example":
+            allowed: tuple[str, ...] = tuple(STRATEGIES)
+            reads_losses = ("qfedavg",)
+            allowed = tuple(name for name in allowed if name not in reads_losses)
+        else:
+            allowed = OF_THE_MEAN
+        if self.strategy not in allowed:
+            raise ServeConfigError(
+                f"strategy is {self.strategy}, which reads more than secure aggregation or privacy "
+                f"leaves it: take one of {', '.join(allowed)}"
+            )
+        if self.compression is not None:
+            raise ServeConfigError(
+                f"compression is {self.compression}; secure aggregation has its own "
+                "(--value-bits), and private updates travel whole: leave it out"
             )
 
 

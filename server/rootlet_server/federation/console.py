@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rootlet_server.federation.events import (
+    BudgetSpent,
     Evaluated,
     Event,
     Listening,
@@ -108,6 +109,7 @@ def describe(event: Event) -> str | None:
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",
         RoundRepeated: lambda item: f"round {item.round}: done again: {item.reason}",
         RoundFinished: _describe_round,
+        BudgetSpent: lambda item: f"after round {item.round}: {item.reason}",
         Evaluated: _describe_evaluation,
     }
     describer = describers.get(type(event))

@@ -80,6 +80,7 @@ class Reply(Event):
         phase: `train` or `evaluate`.
         seconds: From the request to the answer.
         metrics: The device's own figures, by the names of `docs/architecture.md`.
+        staleness: Rounds finished since the device was asked; 0 where all wait for each other.
     """
 
     kind: ClassVar[str] = "reply"
@@ -88,6 +89,7 @@ class Reply(Event):
     phase: str
     seconds: float
     metrics: Mapping[str, float]
+    staleness: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,20 @@ class RoundFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetSpent(Event):
+    """The privacy budget holds no further round; what was learnt so far is the result.
+
+    Attributes:
+        round: The last round.
+        reason: What one more would have spent, and the budget.
+    """
+
+    kind: ClassVar[str] = "budget_spent"
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
     """The devices evaluated the final adapter on their held-out examples.
 
@@ -207,7 +223,7 @@ KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
         Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated, RoundFinished,
-        Evaluated, RunFinished, Published,
+        BudgetSpent, Evaluated, RunFinished, Published,
     )
 }  # fmt: skip
 

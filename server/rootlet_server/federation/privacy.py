@@ -34,7 +34,6 @@ from rootlet_runtime.private_report import PrivacySpent
 from rootlet_server.errors import FederationError, ServeConfigError
 from rootlet_server.federation.checkpoint import Adapter
 from rootlet_server.federation.strategies import Update
-from rootlet_server.privacy.accounting import epsilon, epsilon_by_rdp
 from rootlet_server.secagg.settings import DistributedNoise
 
 Unit = Literal["device", "example"]
@@ -85,7 +84,7 @@ class FederationPrivacy:
             raise ServeConfigError(f"delta is {self.delta}; it must lie in 0..1; 1e-5 is usual")
         if self.unit == "device" and self.sample_rate != 1:
             raise ServeConfigError(
-                f"sample_rate is {self.sample_rate}; devices are not sampled in secret: leave it out"
+                f"sample_rate is {self.sample_rate}; no device is sampled in secret: leave it out"
             )
 
     @property
@@ -144,6 +143,8 @@ class FederationAccount:
             BudgetSpentError: It would exceed the budget; nothing was charged.
             LedgerError: The disk refuses the ledger: the round must not begin.
         """
+        from rootlet_server.privacy.accounting import epsilon_by_rdp  # noqa: PLC0415
+
         privacy = self._privacy
         if privacy is None:
             return ""
@@ -182,6 +183,8 @@ class FederationAccount:
 
     def epsilon(self, more: PrivacySpent | None = None) -> float:
         """Of all rounds so far, and one more."""
+        from rootlet_server.privacy.accounting import epsilon  # noqa: PLC0415
+
         charged = self._of(more)
         if not charged or self._privacy is None:
             return 0.0

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
-from rootlet.errors import ProtocolError
+from rootlet.compression import UPDATE, Compression
+from rootlet.errors import ProtocolError, RecordError
 from rootlet.feedback_record import MAX_VERSION
 from rootlet.fleet.npy import from_npy
 from rootlet_server.errors import ReplyError
@@ -24,7 +25,12 @@ _MAX_FIGURE = 1e30  # so that no sum over devices, weighted by examples, leaves 
 
 
 def check_train_reply(
-    message: Message, *, received: Mapping[str, np.ndarray], metric: str, max_examples: int
+    message: Message,
+    *,
+    received: Mapping[str, np.ndarray],
+    metric: str,
+    max_examples: int,
+    compression: Compression | None = None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Check an answer to a `train` request.
 
@@ -34,6 +40,7 @@ def check_train_reply(
         metric: `accuracy` or `error`.
         max_examples: The largest number of examples by which one device may weigh; a larger one
             is cut to it.
+        compression: How the update was asked for; None for the adapter itself.
 
     Returns:
         The device's metrics, with the `feedback_version` that it may have told, and its trained
@@ -42,8 +49,13 @@ def check_train_reply(
     Raises:
         ReplyError: the answer may not be aggregated.
     """
-    _check_records(message, ("arrays", "metrics"))
-    adapter = _check_arrays(message.content.array_records["arrays"], received)
+    kind = "arrays" if compression is None else UPDATE
+    _check_records(message, (kind, "metrics"))
+    arrays = message.content.array_records[kind]
+    if compression is None:
+        adapter = _check_arrays(arrays, received)
+    else:
+        adapter = _moved(arrays, received, compression)
     metrics = message.content.metric_records["metrics"]
     names: tuple[str, ...] = (
         NUM_EXAMPLES,
@@ -55,6 +67,27 @@ def check_train_reply(
     if FEEDBACK_VERSION in metrics:
         names += (FEEDBACK_VERSION,)
     return _check_metrics(metrics, names, max_examples), adapter
+
+
+def check_private_reply(
+    message: Message, *, received: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Check an answer to a `train` request with terms of privacy: it tells nothing but an adapter.
+
+    Returns:
+        Its size as a metric, and the adapter.
+
+    Raises:
+        ReplyError: the answer may not be aggregated.
+    """
+    _check_records(message, ("arrays", "metrics"))
+    adapter = _check_arrays(message.content.array_records["arrays"], received)
+    if set(message.content.metric_records["metrics"]) != {"bytes_up"}:
+        raise ReplyError(
+            f"the metrics are {_short(message.content.metric_records['metrics'])}; a private round "
+            "tells bytes_up alone"
+        )
+    return {"bytes_up": float(sum(array.nbytes for array in adapter.values()))}, adapter
 
 
 def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
@@ -80,7 +113,7 @@ def _check_records(message: Message, names: tuple[str, ...]) -> None:
             f"the reply holds the records {_short(message.content)}; expected {', '.join(names)}"
         )
     for name in names:
-        kind = ArrayRecord if name == "arrays" else MetricRecord
+        kind = MetricRecord if name == "metrics" else ArrayRecord
         if not isinstance(message.content[name], kind):
             raise ReplyError(f"the record {name!r} is not an {kind.__name__}")
 
@@ -102,6 +135,23 @@ def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> di
         if not np.isfinite(tensor).all():
             raise ReplyError(f"{name} holds a value that is not finite")
     return found
+
+
+def _moved(
+    arrays: ArrayRecord, received: Mapping[str, np.ndarray], compression: Compression
+) -> dict[str, np.ndarray]:
+    """The received adapter, moved by an update that travelled compressed."""
+    sent = _check_arrays(arrays, compression.layout(received))
+    try:
+        update = compression.decode(sent, received)
+    except RecordError as error:
+        raise ReplyError(str(error)) from None
+    with np.errstate(over="ignore", invalid="ignore"):
+        adapter = {name: value + update[name] for name, value in received.items()}
+    for name, value in adapter.items():
+        if not np.isfinite(value).all():
+            raise ReplyError(f"{name} holds a value that is not finite, once moved by the update")
+    return adapter
 
 
 def _decode(name: str, array: Array, expected: np.ndarray) -> np.ndarray:

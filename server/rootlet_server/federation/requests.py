@@ -44,8 +44,14 @@ class Requests:
             message
             for asked, chosen in ((with_part, lacking), (request, others))
             if chosen
-            for message in self._messages(asked.to_records(), chosen, MessageType.TRAIN, round_)
+            for message in self._messages(
+                {**asked.to_records(), **self.terms()}, chosen, MessageType.TRAIN, round_
+            )
         ]
+
+    def terms(self) -> Records:
+        """The privacy that devices are asked for beside a request; nothing where it is none."""
+        return {} if self._plan.privacy is None else self._plan.privacy.terms.to_records()
 
     def train_request(self, round_: int, adapter: Adapter) -> TrainRequest:
         """A round's request, without a feedback part."""
@@ -59,6 +65,7 @@ class Requests:
             epochs=plan.epochs,
             batch_size=plan.batch_size,
             learning_rate=plan.learning_rate,
+            compression=plan.smaller,
             **self._options,
         )
 

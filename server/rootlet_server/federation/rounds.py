@@ -1,13 +1,13 @@
-"""The round loop: ask a cohort, collect, let the strategy make the next adapter, save, again.
+"""The round loop: gather answers, let the strategy make the next adapter, save, again.
 
 One round is: wait until enough devices are online, sample the cohort, send every device the
 adapter, collect the answers until all that are wanted are there or the deadline passes, leave out
 what may not be aggregated, aggregate, save. A device that does not answer in time costs the
-deadline once and nothing else. A round with too few answers is repeated.
+deadline once and nothing else. A round with too few answers is repeated. Where the strategy
+buffers, devices do not wait for each other, and a round is one full buffer.
 """
 
 import random
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,25 +20,24 @@ from rootlet_server.federation.accepted import (
     Accepted,
     CentralEvaluation,
     Judge,
-    summary,
     weighted_means,
 )
+from rootlet_server.federation.buffered import BufferedRounds
 from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
 from rootlet_server.federation.cohort import Cohorts
-from rootlet_server.federation.events import Evaluated, EventLog, RoundRepeated, RoundStarted
+from rootlet_server.federation.events import BudgetSpent, Evaluated, EventLog, RoundRepeated
 from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.feedback import FeedbackFile
+from rootlet_server.federation.gathering import Gathering, Means, WholeRounds, summary
 from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.privacy import BudgetSpentError, FederationAccount
+from rootlet_server.federation.private_rounds import PrivateRounds
 from rootlet_server.federation.requests import SLACK_S, Requests
-from rootlet_server.federation.strategies import Update, make_settings
-from rootlet_server.secagg.aggregator import SecureRoundFailedError
-from rootlet_server.secagg.rounds import SecureRound
-from rootlet_server.secagg.settings import SecureSettings
+from rootlet_server.federation.secure_rounds import SecureRounds
+from rootlet_server.federation.strategies import Buffering, make_settings
 
 MAX_FAILED_ROUNDS = 3
 """Attempts at one round after which the run ends."""
-
-LATE = "it came after its round was over"
 
 
 class RoundLoop:
@@ -75,7 +74,12 @@ class RoundLoop:
         self._cohorts = Cohorts(grid, plan, log, rng)
         self._requests = Requests(plan, self._strategy.train_options, feedback)
         self._judge = Judge(plan, log)
-        self._exchange = Exchange(grid, lifetime_s=plan.deadline_s + SLACK_S)
+        means = Means(
+            plan=plan, log=log, cohorts=self._cohorts, requests=self._requests, judge=self._judge
+        )
+        self._account = FederationAccount(plan.checkpoint_path.parent, plan.privacy)
+        self._gathering = _gathering(grid, means, settings.buffering, self._account)
+        self._exchange = Exchange(grid, lifetime_s=self._gathering.lifetime_s(plan))
 
     def run(self) -> RoundCheckpoint:
         """Run the rounds that are left after the saved checkpoint, then the final evaluation.
@@ -94,7 +98,11 @@ class RoundLoop:
         self._strategy.restore(state.strategy_state, state.adapter)
         failed = 0
         while state.round < plan.rounds:
-            after = self._train_round(state)
+            try:
+                after = self._train_round(state)
+            except BudgetSpentError as error:
+                self._log.write(BudgetSpent(round=state.round, reason=str(error)))
+                break
             failed = failed + 1 if after is None else 0
             if failed == MAX_FAILED_ROUNDS:
                 raise NotEnoughDevicesError(
@@ -108,75 +116,32 @@ class RoundLoop:
 
     def _train_round(self, before: RoundCheckpoint) -> RoundCheckpoint | None:
         """One round; None if there were too few answers, or no adapter could be made of them."""
-        plan, round_ = self._plan, before.round + 1
-        for answer in self._exchange.arrived():
-            self._judge.refuse(answer, LATE)
-        cohort = self._cohorts.draw(self._exchange.busy)
-        start = time.monotonic()
-        self._log.write(RoundStarted(round=round_, cohort=cohort))
-        if plan.secure is not None:
-            return self._secure_round(before, plan.secure, cohort, start)
-        messages = self._requests.train(round_, before.adapter, cohort)
-        ticket = self._exchange.ask(round_, messages)
-        wanted = min(len(cohort), plan.cohort_size or len(cohort))
-        accepted = self._collect(ticket, wanted, before.adapter)
+        gathered = self._gathering.gather(self._exchange, before)
+        accepted = gathered.accepted
         if self._feedback is not None:
             for item in accepted:
                 self._feedback.heard(item.node, item.metrics)
         if len(accepted) < self._least:
-            reason = f"{len(accepted)} of {self._least} answers that a round needs"
-            self._log.write(RoundRepeated(round=round_, reason=reason))
+            told = f"{len(accepted)} of {self._least} answers that a round needs"
+            reason = gathered.failed or told
+            self._log.write(RoundRepeated(round=before.round + 1, reason=reason))
             return None
-        updates = [item.update for item in accepted if item.update is not None]
-        after = self._aggregated(before, updates)
-        if after is not None:
-            seconds = time.monotonic() - start
-            self._log.write(summary(after, accepted, len(cohort), seconds, central=self._central))
-        return after
-
-    def _secure_round(
-        self, before: RoundCheckpoint, settings: SecureSettings, cohort: list[int], start: float
-    ) -> RoundCheckpoint | None:
-        """One round by secure aggregation; the strategy gets its mean as the one answer."""
-        plan, round_ = self._plan, before.round + 1
-        secure = SecureRound(
-            self._grid, self._log, settings, round_=round_, deadline_s=plan.deadline_s
+        adapter = self._aggregate(before.round + 1, before, accepted)
+        if adapter is None:
+            return None
+        after = before.next(adapter, self._strategy.state(), self._plan.strategy)
+        self._account.release(
+            after.round, adapter, gathered.devices, protection=gathered.protection
         )
-        try:
-            found = secure.run(self._requests.train_request(round_, before.adapter), cohort)
-        except SecureRoundFailedError as error:
-            self._log.write(RoundRepeated(round=round_, reason=str(error)))
-            return None
-        after = self._aggregated(before, [found.as_update(before.adapter)])
-        if after is not None:
-            self._log.write(
-                found.summary(
-                    after,
-                    asked=len(cohort),
-                    seconds=time.monotonic() - start,
-                    central=self._central,
-                )
-            )
+        after.save(self._plan.checkpoint_path)
+        self._log.write(summary(after, gathered, central=self._central))
         return after
 
-    def _collect(self, ticket: int, wanted: int, received: Adapter) -> list[Accepted]:
-        """The first `wanted` answers to a ticket that pass."""
-        accepted: list[Accepted] = []
-        for answers in self._exchange.answers(ticket, deadline_s=self._plan.deadline_s):
-            for answer in answers:
-                if answer.ticket != ticket:
-                    self._judge.refuse(answer, LATE)
-                elif len(accepted) == wanted:
-                    self._judge.refuse(answer, f"the round has its {wanted} answers")
-                elif (found := self._judge.trained(answer, received)) is not None:
-                    accepted.append(found)
-            if len(accepted) == wanted:
-                break
-        return accepted
-
-    def _aggregated(self, before: RoundCheckpoint, updates: list[Update]) -> RoundCheckpoint | None:
-        """The strategy's adapter, saved; None, and the strategy as it was, where there is none."""
-        round_ = before.round + 1
+    def _aggregate(
+        self, round_: int, before: RoundCheckpoint, accepted: list[Accepted]
+    ) -> Adapter | None:
+        """The strategy's adapter; None, and the strategy as it was, where it cannot be used."""
+        updates = [item.update for item in accepted if item.update is not None]
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 adapter = self._strategy.aggregate(round_, before.adapter, updates)
@@ -188,13 +153,12 @@ class RoundLoop:
             self._strategy = settings.start(learning_rate=self._plan.learning_rate)
             self._strategy.restore(before.strategy_state, before.adapter)
             return None
-        after = before.next(adapter, self._strategy.state(), self._plan.strategy)
-        after.save(self._plan.checkpoint_path)
-        return after
+        return adapter
 
     def _evaluate(self, state: RoundCheckpoint) -> None:
         """The devices measure the last adapter, unless their figures are not to leave them."""
-        nodes = self._cohorts.online() if self._plan.secure is None else []
+        protected = self._plan.secure is not None or self._plan.privacy is not None
+        nodes = [] if protected else self._cohorts.online()
         exchange = Exchange(self._grid, lifetime_s=self._plan.deadline_s + SLACK_S)
         messages = self._requests.evaluate(state.round, state.adapter, nodes)
         looks = exchange.answers(
@@ -210,6 +174,20 @@ class RoundLoop:
                 central=self._central(state.adapter) if self._central else None,
             )
         )
+
+
+def _gathering(
+    grid: Grid, means: Means, buffering: Buffering | None, account: FederationAccount
+) -> Gathering:
+    """How the plan gathers a round's answers."""
+    plan = means.plan
+    if plan.secure is not None:
+        gathering: Gathering = SecureRounds(grid, means, plan.secure)
+    elif buffering is not None:
+        gathering = BufferedRounds(means, buffering)
+    else:
+        gathering = WholeRounds(means)
+    return gathering if plan.privacy is None else PrivateRounds(gathering, plan, account)
 
 
 def require_finite(arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -24,8 +24,8 @@ from rootlet.secagg.messages import MASKED, QUERY, SECURE, StageMessage, by_plac
 from rootlet.secagg.plan import SecurePlan
 from rootlet.secagg.update import decode, flat, unflat
 from rootlet_server.errors import ReplyError
-from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
-from rootlet_server.federation.events import EventLog, ReplyRefused, RoundFinished
+from rootlet_server.federation.checkpoint import Adapter
+from rootlet_server.federation.events import EventLog, ReplyRefused
 from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.strategies import Update
 from rootlet_server.secagg.aggregator import (
@@ -61,30 +61,6 @@ class SecureSum:
         """The mean as the one answer that a strategy gets."""
         moved = unflat(flat(received) + self.update, received)
         return Update(node=0, received=received, trained=moved, num_examples=1, loss=0.0)
-
-    def summary(
-        self,
-        after: RoundCheckpoint,
-        *,
-        asked: int,
-        seconds: float,
-        central: Callable[[Adapter], Mapping[str, float]] | None,
-    ) -> RoundFinished:
-        """What the round came to; figures of devices are in it none."""
-        sums = "one sum" if self.groups == 1 else f"{self.groups} sums"
-        return RoundFinished(
-            round=after.round,
-            devices=self.devices,
-            asked=asked,
-            seconds=seconds,
-            means={},
-            bytes_down=0,
-            bytes_up=self.bytes_up,
-            train_s=0.0,
-            energy_estimated_j=0.0,
-            central=central(after.adapter) if central else None,
-            protection=f"secure aggregation, {sums} of {self.devices} devices",
-        )
 
 
 @dataclass
@@ -136,12 +112,15 @@ class SecureRound:
         self._rng = rng or random.SystemRandom()
         self._bytes_up = 0
 
-    def run(self, request: TrainRequest, nodes: Sequence[int]) -> SecureSum:
+    def run(
+        self, request: TrainRequest, nodes: Sequence[int], terms: Records | None = None
+    ) -> SecureSum:
         """Ask the cohort to train, and learn the sum of its updates.
 
         Args:
             request: What it is asked.
             nodes: The cohort.
+            terms: Further records of the request.
 
         Raises:
             SecureRoundFailedError: No group gave a sum.
@@ -166,7 +145,7 @@ class SecureRound:
         ]
         self._advertise(groups)
         self._share(groups)
-        self._upload(groups, request.to_records())
+        self._upload(groups, {**request.to_records(), **(terms or {})})
         self._confirm(groups)
         self._unmask(groups)
         means = []

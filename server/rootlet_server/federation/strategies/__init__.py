@@ -13,6 +13,7 @@ from rootlet_server.federation.strategies.fedadagrad import FedAdagrad
 from rootlet_server.federation.strategies.fedadam import FedAdam
 from rootlet_server.federation.strategies.fedavg import FedAvg
 from rootlet_server.federation.strategies.fedavgm import FedAvgM
+from rootlet_server.federation.strategies.fedbuff import FedBuff
 from rootlet_server.federation.strategies.fedmedian import FedMedian
 from rootlet_server.federation.strategies.fedprox import FedProx
 from rootlet_server.federation.strategies.fedtrimmedavg import FedTrimmedAvg
@@ -42,6 +43,7 @@ STRATEGIES: dict[str, type[Settings]] = {
     "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
+    "fedbuff": FedBuff,
     "fedmedian": FedMedian,
     "fedprox": FedProx,
     "fedtrimmedavg": FedTrimmedAvg,

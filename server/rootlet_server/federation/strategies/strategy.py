@@ -46,7 +46,8 @@ class Buffering:
     """How rounds run where devices do not wait for each other.
 
     Attributes:
-        size: answers that make a round.
+        size: answers that make a round; fewer devices would never fill it, for none is asked twice
+            for one version.
         max_staleness: an answer that is older, in rounds, is left out.
     """
 
