@@ -15,8 +15,9 @@ does not follow the protocol ends the round for this device; its secrets then ar
 
 import hashlib
 import os
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,24 @@ from rootlet.secagg.roster import Advertisement, Roster, from_bitmap, live_state
 
 STAGES = ("advertise", "share", "upload", "confirm", "unmask", "over")
 Shares = tuple[bytes, bytes]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _ending(
+    stage: Callable[Concatenate["DeviceRound", P], T],
+) -> Callable[Concatenate["DeviceRound", P], T]:
+    """A stage whose refusal, wherever it comes from, ends the round for the device."""
+
+    @wraps(stage)
+    def guarded(self: "DeviceRound", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return stage(self, *args, **kwargs)
+        except SecureRoundRefusedError:
+            self._end()
+            raise
+
+    return guarded
 
 
 class DeviceRound:
@@ -103,6 +122,7 @@ class DeviceRound:
         self._live_bits = record["live"]
         return self
 
+    @_ending
     def advertise(self) -> Advertisement:
         """Fresh keys, signed for this round."""
         self._enter("advertise")
@@ -118,6 +138,7 @@ class DeviceRound:
         )
         return self._own
 
+    @_ending
     def share(self, roster: Roster, peers: Mapping[int, Advertisement]) -> dict[int, bytes]:
         """Split both secrets among the neighbours.
 
@@ -165,6 +186,7 @@ class DeviceRound:
             sealed[place] = keys.seal(key, plain, roster.digest, self._index, place)
         return sealed
 
+    @_ending
     def upload(self, inbox: Mapping[int, bytes], values: npt.NDArray[np.integer]) -> Words:
         """Mask the update.
 
@@ -189,10 +211,7 @@ class DeviceRound:
             )
         context, index = roster.digest, self._index
         for place, sealed in inbox.items():
-            try:
-                plain = keys.unseal(self._channel_key(roster, place), sealed, context, place, index)
-            except SecureRoundRefusedError as error:
-                self._refuse(str(error))
+            plain = keys.unseal(self._channel_key(roster, place), sealed, context, place, index)
             if len(plain) != 2 * shamir.SHARE_BYTES:
                 self._refuse(f"the shares from device {place} have {len(plain)} bytes")
             self._held[place] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
@@ -206,6 +225,7 @@ class DeviceRound:
         self._seed = b""
         return masked
 
+    @_ending
     def confirm(self, live: bytes) -> bytes:
         """Sign who is still there.
 
@@ -233,6 +253,7 @@ class DeviceRound:
         self._live_bits = live
         return self._identity.key.sign(live_statement(roster, live))
 
+    @_ending
     def unmask(self, live: bytes, signatures: Mapping[int, bytes]) -> dict[int, tuple[str, bytes]]:
         """Give out one share of each neighbour, now that enough have signed the same set.
 
@@ -292,8 +313,11 @@ class DeviceRound:
         secret = keys.agree(self._channel, self._peers[place].channel_key)
         return keys.derive(secret, b"channel", roster.digest, self._index, place)
 
-    def _refuse(self, why: str) -> NoReturn:
+    def _end(self) -> None:
+        """Forget every secret."""
         self._stage = STAGES[-1]
         self._seed, self._held = b"", {}
         self._channel, self._mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+
+    def _refuse(self, why: str) -> NoReturn:
         raise SecureRoundRefusedError(f"secure round {self.plan.round_id[:8]}…: {why}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rootlet.errors import RecordError
 from rootlet.fleet.envelope import Answer
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord
 from rootlet.secagg.device import DeviceRound
@@ -119,7 +120,11 @@ class SecureParticipation:
         }
         if message.stage not in stages:
             raise SecureRoundRefusedError(f"stage {message.stage!r} comes with a train request")
-        values = stages[message.stage](message)
+        try:
+            values = stages[message.stage](message)
+        except (SecureRoundRefusedError, RecordError):
+            self._rounds.pop(message.round_id, None)  # whatever was wrong, it ends here
+            raise
         round_id = message.round_id or next(reversed(self._rounds))
         reply = StageMessage(stage=message.stage, round_id=round_id, values=values)
         return Answer(reply.to_records())
