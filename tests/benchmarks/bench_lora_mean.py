@@ -13,6 +13,7 @@ accuracy is that of the server's 1,000 turned digits, mean of the last fifth of 
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     print_heading("Averaging adapters with a trained A", ("torch", "flwr"))
     x, y = pictures()
     order = np.random.default_rng(0).permutation(len(x))

@@ -15,14 +15,16 @@ What is lost is exactly the singular values beyond r; the mean of K products has
 (FLoRA, Wang et al. 2024, stacks the factors and lets the rank grow; FedEx-LoRA, Singhal et al.
 2024, adds the rest to the base, which a signed bundle does not let anybody change.)
 
-Any invertible T gives the same product from ``B = Q_b P_r S_r T^-1``, ``A = T V_r^T Q_a^T``. T is
-the plain mean of the A's in that basis, so that A stays where the devices' training left it, and
-devices that changed nothing change nothing; its singular values are kept within a factor of 1000
-of each other, so that B stays of a size that trains.
+Any invertible T gives the same product from ``B = Q_b P_r S_r T^-1``, ``A = T V_r^T Q_a^T``, and
+not the same training: a step of A is as long as B is large. T = c O here, O the orthogonal matrix
+that brings A nearest to the plain mean of the A's, and c the mean length of that mean's rows. So
+the rows of A become orthogonal and keep their length. (With the mean of the A's itself as T, the
+benchmark diverged: what the devices' A's do not share gets a small T, and then a large B.)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     Matrix = npt.NDArray[np.float64]
 
 A, B = ".lora_A", ".lora_B"
-MOST_SKEWED = 1e3
-"""Largest ratio of singular values of the basis that A is written in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +95,13 @@ def mean_product(a_KRI: Matrix, b_KOR: Matrix, weights: Matrix) -> tuple[Matrix,
     q_b, r_b = np.linalg.qr(b_OS)
     q_a, r_a = np.linalg.qr(a_KRI.reshape(count * rank, fan_in).T)
     p, s, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    keep = min(rank, len(s))
-    v_IR = q_a @ vt[:keep].T
-    if keep < rank:  # the layer is narrower than its rank: the rest of A and B is empty
-        a, b = _factors(q_b @ p[:, :keep], s[:keep], v_IR, np.eye(keep))
-        pad = ((0, rank - keep), (0, 0))
-        return np.pad(a, pad), np.pad(b.T, pad).T
+    keep = min(rank, len(s))  # fewer than the rank in a layer that is narrower than it
+    v_IR, u_OR = q_a @ vt[:keep].T, q_b @ p[:, :keep]
     mean_a = np.tensordot(weights, a_KRI, axes=1)
-    return _factors(q_b @ p[:, :keep], s[:keep], v_IR, mean_a @ v_IR)
-
-
-def _factors(u_OR: Matrix, s_R: Matrix, v_IR: Matrix, t_RR: Matrix) -> tuple[Matrix, Matrix]:
-    """``A = T V^T`` and ``B = U S T^-1``, with T's singular values kept near each other."""
-    x, sigma, yt = np.linalg.svd(t_RR)
-    top = sigma.max() or 1.0
-    sigma = np.maximum(sigma, top / MOST_SKEWED)
-    return (x * sigma) @ yt @ v_IR.T, (u_OR * s_R) @ (yt.T / sigma) @ x.T
+    length = float(np.linalg.norm(mean_a)) / math.sqrt(rank) or 1.0
+    x, _, yt = np.linalg.svd(mean_a @ v_IR, full_matrices=False)
+    o_RR = x @ yt
+    return length * o_RR @ v_IR.T, (u_OR * s[:keep]) @ o_RR.T / length
 
 
 def _stacked(updates: Sequence[Update], name: str) -> Matrix:
