@@ -21,6 +21,7 @@ from rootlet.learner import Learner
 from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
+from rootlet.secagg.messages import QUERY, SECURE
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
 from rootlet_runtime.errors import CheckpointError
 
@@ -30,6 +31,7 @@ RETRY_S = 60.0
 """Pause after a failure that may pass, in seconds."""
 
 _TICK_S = 0.2
+_KINDS = {protocol.TRAIN: "update", protocol.EVALUATE: "metrics", QUERY: "stage"}
 _ONLINE = {EventKind.ACTIVATED, EventKind.RESUMED, EventKind.CONNECTION_RESTORED}
 
 Connect = Callable[[Callable[[float], object]], FleetConnection]
@@ -143,7 +145,8 @@ class Membership:
                 self._interrupt()
                 return None
             self._reply_due = True
-            self._keep(request, answer)
+            if request.message_type != QUERY:
+                self._keep(request, answer)
             answer = self._recorded(request, answer)
         finally:
             self.state = DeviceState.ONLINE
@@ -225,8 +228,13 @@ class Membership:
     def _recorded(self, request: FleetRequest, answer: Answer) -> Answer:
         """Writes down what is about to leave; what cannot be written down does not leave."""
         manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
+        secure = SECURE in request.records
+        spent = None if answer.error else self._means.participant.last_spent
         if not answer.error:
-            kind = "update" if request.message_type == protocol.TRAIN else "metrics"
+            kind = _KINDS[request.message_type]
+        privacy = {} if spent is None else self._means.participant.account.charged(spent)
+        protections = ["secure aggregation"] if secure else []
+        protections += [] if spent is None else ["differential privacy"]
         names = {part: list(answer.records.get(part, ())) for part in ("arrays", UPDATE, "metrics")}
         try:
             self._means.ledger.append(
@@ -238,7 +246,9 @@ class Membership:
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
                 tensors=names["arrays"] + names[UPDATE],
                 metrics=names["metrics"],
-                protection="none",
+                protection=", ".join(protections) or "none",
+                **privacy,
+                **({"stage": str(request.records[SECURE].get("stage", ""))} if secure else {}),
             )
         except LedgerError as error:
             self._means.tell(DeviceEvent(kind="failed", detail=f"nothing was sent: {error}"))

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rootlet.compression import KINDS
 from rootlet_runtime.signing import load_public_key
 from rootlet_server import federation
+from rootlet_server.cli_secure import add_secure_options, privacy_settings, secure_settings
 from rootlet_server.federation.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def add_serve_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the private key that signs the improved bundle",
     )
     _add_round_options(parser.add_argument_group("rounds"))
+    add_secure_options(parser.add_argument_group("privacy"))
     _add_strategy_options(parser.add_argument_group("strategy"))
     _add_update_options(parser.add_argument_group("updates"))
     _add_network_options(parser.add_argument_group("network"))
@@ -249,6 +251,8 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         node_keys=arguments.node_keys,
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
+        secure=secure_settings(arguments),
+        privacy=privacy_settings(arguments),
         strategy=arguments.strategy,
         strategy_options=dict(arguments.strategy_option),
         over_select=arguments.over_select,

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from flwr.app import MessageType
 
 from rootlet_server.errors import ReplyError
-from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
-from rootlet_server.federation.events import EventLog, Reply, ReplyRefused, RoundFinished
+from rootlet_server.federation.checkpoint import Adapter
+from rootlet_server.federation.events import EventLog, Reply, ReplyRefused
 from rootlet_server.federation.exchange import Answer
 from rootlet_server.federation.plan import FederationPlan
 from rootlet_server.federation.replies import (
     FEEDBACK_VERSION,
     NUM_EXAMPLES,
     check_evaluate_reply,
+    check_private_reply,
     check_train_reply,
 )
 from rootlet_server.federation.strategies import Update
@@ -49,13 +50,16 @@ class Judge:
         """The update in an answer to the adapter `received`; None, and the reason in the log."""
         plan = self._plan
         try:
-            metrics, adapter = check_train_reply(
-                answer.message,
-                received=received,
-                metric=plan.metric,
-                max_examples=plan.max_examples,
-                compression=plan.smaller,
-            )
+            if plan.privacy is not None:
+                metrics, adapter = check_private_reply(answer.message, received=received)
+            else:
+                metrics, adapter = check_train_reply(
+                    answer.message,
+                    received=received,
+                    metric=plan.metric,
+                    max_examples=plan.max_examples,
+                    compression=plan.smaller,
+                )
         except ReplyError as error:
             self.refuse(answer, str(error))
             return None
@@ -64,8 +68,8 @@ class Judge:
             node=answer.node,
             received=received,
             trained=adapter,
-            num_examples=int(metrics[NUM_EXAMPLES]),
-            loss=metrics["loss"],
+            num_examples=int(metrics.get(NUM_EXAMPLES, 1)),
+            loss=metrics.get("loss", 0.0),
             staleness=staleness,
         )
         return Accepted(answer.node, metrics, update)
@@ -102,30 +106,6 @@ class Judge:
                 staleness=staleness,
             )
         )
-
-
-def summary(
-    after: RoundCheckpoint,
-    accepted: Sequence[Accepted],
-    *,
-    asked: int,
-    seconds: float,
-    central: CentralEvaluation | None,
-) -> RoundFinished:
-    """What a round came to."""
-    metrics = [item.metrics for item in accepted]
-    return RoundFinished(
-        round=after.round,
-        devices=len(accepted),
-        asked=asked,
-        seconds=seconds,
-        means=weighted_means(metrics),
-        bytes_down=int(sum(item["bytes_down"] for item in metrics)),
-        bytes_up=int(sum(item["bytes_up"] for item in metrics)),
-        train_s=max(item["train_s"] for item in metrics),
-        energy_estimated_j=sum(item["energy_estimated_j"] for item in metrics),
-        central=central(after.adapter) if central else None,
-    )
 
 
 def weighted_means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -30,8 +30,7 @@ class BufferedRounds:
         self._arrived: deque[Answer] = deque()
         self._buffer: list[Accepted] = []
 
-    @staticmethod
-    def lifetime_s(plan: FederationPlan) -> float:
+    def lifetime_s(self, plan: FederationPlan) -> float:
         """How long an answer is waited for: after that its device counts as free."""
         return plan.deadline_s
 
@@ -58,7 +57,7 @@ class BufferedRounds:
         accepted: list[Accepted] = []
         if len(self._buffer) >= min(plan.min_replies, self._buffering.size):
             accepted, self._buffer = self._buffer, []
-        return Gathered(accepted=accepted, asked=len(asked), seconds=now - start)
+        return Gathered.of(accepted, asked=len(asked), seconds=now - start)
 
     def _refill(self, exchange: Exchange, before: RoundCheckpoint, asked: set[int]) -> None:
         """Ask devices until as many train as shall; adds them to `asked`."""

@@ -12,7 +12,9 @@ from rootlet.compression import Compression
 from rootlet.errors import RecordError
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
-from rootlet_server.federation.strategies import make_settings
+from rootlet_server.federation.privacy import FederationPrivacy
+from rootlet_server.federation.strategies import OF_THE_MEAN, STRATEGIES, make_settings
+from rootlet_server.secagg.settings import SecureSettings
 
 MOST_OVER_SELECTION = 10.0
 
@@ -49,6 +51,8 @@ class ServeConfig:
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
+        secure: Secure aggregation of every round, or None for updates in clear.
+        privacy: Differential privacy and its budget, or None for none.
         strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
         strategy_options: Its options by name, as text or numbers.
         over_select: How many times `cohort_size` are asked; the round ends with the first
@@ -88,6 +92,8 @@ class ServeConfig:
     database: Path | None = None
     evaluate_data: Path | None = None
     feedback: Path | None = None
+    secure: SecureSettings | None = None
+    privacy: FederationPrivacy | None = None
     strategy: str = "fedavg"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     over_select: float = 1.0
@@ -106,6 +112,10 @@ class ServeConfig:
         for name in ("learning_rate", "deadline_s", "wait_s"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.secure is not None:
+            self._check_secure(self.secure)
+        if self.privacy is not None or self.secure is not None:
+            self._check_protected()
         if self.feedback is not None and not self.feedback.parent.is_dir():
             raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:
@@ -165,6 +175,35 @@ class ServeConfig:
             why = why if least >= self.min_replies else f"min_replies is {self.min_replies}"
             raise ServeConfigError(
                 f"{why}, but {name} is {fewest}; raise it (--{name.replace('_', '-')})"
+            )
+
+    def _check_secure(self, secure: SecureSettings) -> None:
+        smallest = min(self.min_devices, self.cohort_size or self.min_devices)
+        least = secure.least(smallest)
+        if smallest < least:
+            raise ServeConfigError(
+                f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
+                "--min-devices, or lower --min-live and the devices' own floor"
+            )
+
+    def _check_protected(self) -> None:
+        """Nothing beside the mean is known, so nothing may need it."""
+        by_example = self.secure is None and self.privacy is not None
+        if by_example and self.privacy is not None and self.privacy.unit == "example":
+            allowed: tuple[str, ...] = tuple(STRATEGIES)
+            reads_losses = ("qfedavg",)
+            allowed = tuple(name for name in allowed if name not in reads_losses)
+        else:
+            allowed = OF_THE_MEAN
+        if self.strategy not in allowed:
+            raise ServeConfigError(
+                f"strategy is {self.strategy}, which reads more than secure aggregation or privacy "
+                f"leaves it: take one of {', '.join(allowed)}"
+            )
+        if self.compression is not None:
+            raise ServeConfigError(
+                f"compression is {self.compression}; secure aggregation has its own "
+                "(--value-bits), and private updates travel whole: leave it out"
             )
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rootlet_server.federation.events import (
+    BudgetSpent,
     Evaluated,
     Event,
     Listening,
@@ -81,7 +82,7 @@ def _cells(event: RoundFinished) -> tuple[str, ...]:
         kilobytes(event.bytes_down),
         kilobytes(event.bytes_up),
         f"{event.seconds:.2f}",
-        f"{event.energy_estimated_j:.3g} J",
+        "not sent" if event.protection else f"{event.energy_estimated_j:.3g} J",
     )
 
 
@@ -90,7 +91,8 @@ def _mean(event: RoundFinished, suffix: str) -> str:
     accuracy = event.means.get(f"accuracy_{suffix}")
     if accuracy is not None:
         return f"{100 * accuracy:.1f} %"
-    return f"{event.means[f'error_{suffix}']:.4g}"
+    error = event.means.get(f"error_{suffix}")
+    return "not sent" if error is None else f"{error:.4g}"
 
 
 def kilobytes(count: int) -> str:
@@ -107,6 +109,7 @@ def describe(event: Event) -> str | None:
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",
         RoundRepeated: lambda item: f"round {item.round}: done again: {item.reason}",
         RoundFinished: _describe_round,
+        BudgetSpent: lambda item: f"after round {item.round}: {item.reason}",
         Evaluated: _describe_evaluation,
     }
     describer = describers.get(type(event))
@@ -121,6 +124,10 @@ def _describe_listening(event: Listening) -> str:
 
 def _describe_round(event: RoundFinished) -> str:
     number, devices, received, trained, down, up, seconds, energy = _cells(event)
+    if event.protection:
+        shown = f"round {number}: {devices} devices, {up} up, {seconds} s; {event.protection}"
+        central = ", ".join(f"{name} {value:.4g}" for name, value in (event.central or {}).items())
+        return f"{shown}; on the server's data: {central}" if central else shown
     return (
         f"round {number}: {devices} devices, received {received}, trained {trained}, "
         f"{down} down, {up} up, {seconds} s, {energy} (estimated)"

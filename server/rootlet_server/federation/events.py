@@ -141,6 +141,8 @@ class RoundFinished(Event):
         train_s: The longest training time of a device, in seconds.
         energy_estimated_j: Sum of the devices' estimates, in joules.
         central: Metrics on the server's own evaluation data, if it has any.
+        protection: How the updates were protected from the server; then there are no means, and
+            neither training times nor energies.
     """
 
     kind: ClassVar[str] = "round_finished"
@@ -154,6 +156,21 @@ class RoundFinished(Event):
     train_s: float
     energy_estimated_j: float
     central: Mapping[str, float] | None = None
+    protection: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSpent(Event):
+    """The privacy budget holds no further round; what was learnt so far is the result.
+
+    Attributes:
+        round: The last round.
+        reason: What one more would have spent, and the budget.
+    """
+
+    kind: ClassVar[str] = "budget_spent"
+    round: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +223,7 @@ KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
         Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated, RoundFinished,
-        Evaluated, RunFinished, Published,
+        BudgetSpent, Evaluated, RunFinished, Published,
     )
 }  # fmt: skip
 

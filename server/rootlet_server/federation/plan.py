@@ -9,6 +9,8 @@ from typing import Any
 from rootlet.compression import Compression
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.errors import ServeConfigError
+from rootlet_server.federation.privacy import FederationPrivacy
+from rootlet_server.secagg.settings import SecureSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class FederationPlan:
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
+        secure: Secure aggregation of every round, or None.
+        privacy: Differential privacy and its budget, or None.
         strategy: How answers become the next adapter, by its name in `STRATEGIES`.
         strategy_options: Its options.
         over_select: How many times `cohort_size` are asked; the round ends with the first
@@ -64,6 +68,8 @@ class FederationPlan:
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
+    secure: SecureSettings | None = None
+    privacy: FederationPrivacy | None = None
     strategy: str = "fedavg"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     over_select: float = 1.0
@@ -104,6 +110,11 @@ class FederationPlan:
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             values["trusted_keys"] = tuple(values["trusted_keys"])
+            if (secure := values.get("secure")) is not None:
+                authorities = tuple(secure["authorities"])
+                values["secure"] = SecureSettings(**{**secure, "authorities": authorities})
+            if (privacy := values.get("privacy")) is not None:
+                values["privacy"] = FederationPrivacy(**privacy)
             if values.get("nodes") is not None:
                 values["nodes"] = tuple(values["nodes"])
             return cls(**values)

@@ -69,6 +69,27 @@ def check_train_reply(
     return _check_metrics(metrics, names, max_examples), adapter
 
 
+def check_private_reply(
+    message: Message, *, received: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Check an answer to a `train` request with terms of privacy: it tells nothing but an adapter.
+
+    Returns:
+        Its size as a metric, and the adapter.
+
+    Raises:
+        ReplyError: the answer may not be aggregated.
+    """
+    _check_records(message, ("arrays", "metrics"))
+    adapter = _check_arrays(message.content.array_records["arrays"], received)
+    if set(message.content.metric_records["metrics"]) != {"bytes_up"}:
+        raise ReplyError(
+            f"the metrics are {_short(message.content.metric_records['metrics'])}; a private round "
+            "tells bytes_up alone"
+        )
+    return {"bytes_up": float(sum(array.nbytes for array in adapter.values()))}, adapter
+
+
 def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
     """Check an answer to an `evaluate` request, as `check_train_reply` does.
 

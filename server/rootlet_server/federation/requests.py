@@ -35,8 +35,28 @@ class Requests:
 
     def train(self, round_: int, adapter: Adapter, nodes: Sequence[int]) -> list[Message]:
         """A round's requests; with the feedback part for those who may lack it."""
-        plan, source = self._plan, self._feedback
-        request = TrainRequest(
+        source, request = self._feedback, self.train_request(round_, adapter)
+        part = b"" if source is None else source.for_round(round_)
+        lacking = [node for node in nodes if part and source is not None and source.lacks(node)]
+        others = [node for node in nodes if node not in lacking]
+        with_part = replace(request, feedback=part) if lacking else request
+        return [
+            message
+            for asked, chosen in ((with_part, lacking), (request, others))
+            if chosen
+            for message in self._messages(
+                {**asked.to_records(), **self.terms()}, chosen, MessageType.TRAIN, round_
+            )
+        ]
+
+    def terms(self) -> Records:
+        """The privacy that devices are asked for beside a request; nothing where it is none."""
+        return {} if self._plan.privacy is None else self._plan.privacy.terms.to_records()
+
+    def train_request(self, round_: int, adapter: Adapter) -> TrainRequest:
+        """A round's request, without a feedback part."""
+        plan = self._plan
+        return TrainRequest(
             adapter=adapter,
             bundle=plan.bundle,
             bundle_version=plan.bundle_version,
@@ -48,16 +68,6 @@ class Requests:
             compression=plan.smaller,
             **self._options,
         )
-        part = b"" if source is None else source.for_round(round_)
-        lacking = [node for node in nodes if part and source is not None and source.lacks(node)]
-        others = [node for node in nodes if node not in lacking]
-        with_part = replace(request, feedback=part) if lacking else request
-        return [
-            message
-            for asked, chosen in ((with_part, lacking), (request, others))
-            if chosen
-            for message in self._messages(asked.to_records(), chosen, MessageType.TRAIN, round_)
-        ]
 
     def evaluate(self, round_: int, adapter: Adapter, nodes: Sequence[int]) -> list[Message]:
         """The requests to measure an adapter."""

@@ -20,19 +20,21 @@ from rootlet_server.federation.accepted import (
     Accepted,
     CentralEvaluation,
     Judge,
-    summary,
     weighted_means,
 )
 from rootlet_server.federation.buffered import BufferedRounds
 from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
 from rootlet_server.federation.cohort import Cohorts
-from rootlet_server.federation.events import Evaluated, EventLog, RoundRepeated
+from rootlet_server.federation.events import BudgetSpent, Evaluated, EventLog, RoundRepeated
 from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.feedback import FeedbackFile
-from rootlet_server.federation.gathering import Gathering, Means, WholeRounds
+from rootlet_server.federation.gathering import Gathering, Means, WholeRounds, summary
 from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.privacy import BudgetSpentError, FederationAccount
+from rootlet_server.federation.private_rounds import PrivateRounds
 from rootlet_server.federation.requests import SLACK_S, Requests
-from rootlet_server.federation.strategies import make_settings
+from rootlet_server.federation.secure_rounds import SecureRounds
+from rootlet_server.federation.strategies import Buffering, make_settings
 
 MAX_FAILED_ROUNDS = 3
 """Attempts at one round after which the run ends."""
@@ -75,10 +77,8 @@ class RoundLoop:
         means = Means(
             plan=plan, log=log, cohorts=self._cohorts, requests=self._requests, judge=self._judge
         )
-        buffering = settings.buffering
-        self._gathering: Gathering = (
-            BufferedRounds(means, buffering) if buffering else WholeRounds(means)
-        )
+        self._account = FederationAccount(plan.checkpoint_path.parent, plan.privacy)
+        self._gathering = _gathering(grid, means, settings.buffering, self._account)
         self._exchange = Exchange(grid, lifetime_s=self._gathering.lifetime_s(plan))
 
     def run(self) -> RoundCheckpoint:
@@ -98,7 +98,11 @@ class RoundLoop:
         self._strategy.restore(state.strategy_state, state.adapter)
         failed = 0
         while state.round < plan.rounds:
-            after = self._train_round(state)
+            try:
+                after = self._train_round(state)
+            except BudgetSpentError as error:
+                self._log.write(BudgetSpent(round=state.round, reason=str(error)))
+                break
             failed = failed + 1 if after is None else 0
             if failed == MAX_FAILED_ROUNDS:
                 raise NotEnoughDevicesError(
@@ -118,23 +122,19 @@ class RoundLoop:
             for item in accepted:
                 self._feedback.heard(item.node, item.metrics)
         if len(accepted) < self._least:
-            reason = f"{len(accepted)} of {self._least} answers that a round needs"
+            told = f"{len(accepted)} of {self._least} answers that a round needs"
+            reason = gathered.failed or told
             self._log.write(RoundRepeated(round=before.round + 1, reason=reason))
             return None
         adapter = self._aggregate(before.round + 1, before, accepted)
         if adapter is None:
             return None
         after = before.next(adapter, self._strategy.state(), self._plan.strategy)
-        after.save(self._plan.checkpoint_path)
-        self._log.write(
-            summary(
-                after,
-                accepted,
-                asked=gathered.asked,
-                seconds=gathered.seconds,
-                central=self._central,
-            )
+        self._account.release(
+            after.round, adapter, gathered.devices, protection=gathered.protection
         )
+        after.save(self._plan.checkpoint_path)
+        self._log.write(summary(after, gathered, central=self._central))
         return after
 
     def _aggregate(
@@ -156,8 +156,9 @@ class RoundLoop:
         return adapter
 
     def _evaluate(self, state: RoundCheckpoint) -> None:
-        """The devices measure the last adapter."""
-        nodes = self._cohorts.online()
+        """The devices measure the last adapter, unless their figures are not to leave them."""
+        protected = self._plan.secure is not None or self._plan.privacy is not None
+        nodes = [] if protected else self._cohorts.online()
         exchange = Exchange(self._grid, lifetime_s=self._plan.deadline_s + SLACK_S)
         messages = self._requests.evaluate(state.round, state.adapter, nodes)
         looks = exchange.answers(
@@ -173,6 +174,20 @@ class RoundLoop:
                 central=self._central(state.adapter) if self._central else None,
             )
         )
+
+
+def _gathering(
+    grid: Grid, means: Means, buffering: Buffering | None, account: FederationAccount
+) -> Gathering:
+    """How the plan gathers a round's answers."""
+    plan = means.plan
+    if plan.secure is not None:
+        gathering: Gathering = SecureRounds(grid, means, plan.secure)
+    elif buffering is not None:
+        gathering = BufferedRounds(means, buffering)
+    else:
+        gathering = WholeRounds(means)
+    return gathering if plan.privacy is None else PrivateRounds(gathering, plan, account)
 
 
 def require_finite(arrays: Mapping[str, npt.NDArray[Any]]) -> None:

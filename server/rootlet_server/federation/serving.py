@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rootlet.data import load_npz
+from rootlet.ledger import Ledger
 from rootlet.lock import DirectoryLock
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.examples import check_examples
@@ -109,6 +110,9 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
         evaluated = _run(config, paths, plan, follower)
         final = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
         version = publish(bundle, out, signing_key=private_key, adapter=final.adapter).version
+        Ledger(paths.state_dir).append(
+            "bundle published", path=str(out), version=version, round=final.round
+        )
         plan.checkpoint_path.unlink()
     published = Published(path=str(out), version=version)
     _log(plan, published)
@@ -128,6 +132,12 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
     if batch_size > manifest.max_batch:
         raise ServeConfigError(
             f"batch_size is {batch_size}; the bundle takes at most {manifest.max_batch}"
+        )
+    by_example = config.privacy is not None and config.privacy.unit == "example"
+    if by_example and "grads" not in manifest.graphs:
+        raise ServeConfigError(
+            "privacy by example needs the bundle's grads graph, and it has none: compile it with "
+            "CompileConfig(privacy=PrivacyConfig())"
         )
     data = config.evaluate_data
     if data is not None:  # read again by the ServerApp, but refused before any device trains
@@ -152,6 +162,8 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         trusted_keys=tuple(public_key_hex(key) for key in config.trusted_keys),
         evaluate_path=data.resolve() if data else None,
         feedback_path=config.feedback.resolve() if config.feedback else None,
+        secure=config.secure,
+        privacy=config.privacy,
         strategy=config.strategy,
         strategy_options=dict(config.strategy_options),
         over_select=config.over_select,

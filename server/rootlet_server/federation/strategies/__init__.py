@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "OF_THE_MEAN",
     "STRATEGIES",
     "Buffering",
     "Settings",
@@ -54,6 +55,9 @@ STRATEGIES: dict[str, type[Settings]] = {
     "qfedavg": QFedAvg,
 }
 """Every strategy's options by its name."""
+
+OF_THE_MEAN = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad")
+"""Those that read nothing of the updates but their mean."""
 
 
 def make_settings(name: str, options: Mapping[str, Any]) -> Settings:
