@@ -6,8 +6,9 @@ MNIST. A small base learns upright digits; devices hold 20 to 60 digits each, of
 (Dirichlet 0.3), all turned by 60 degrees, and train LoRA adapters with A and B by backprop. A round
 asks 20 of 200. "separate" is FedAvg over A and B; "product" is the strategy `loramean`; "frozen A"
 is FedAvg where A stays as it was drawn by calibration, for which the two are one. Each way gets the
-best of the local rates on a drawing of its own; the figures are of other drawings, paired. The
-accuracy is that of the server's 1,000 turned digits, mean of the last fifth of the rounds.
+local rate whose worse of two drawings is best, for near the largest rates some drawings diverge;
+the figures are of other drawings, paired. The accuracy is that of the server's 1,000 turned digits,
+mean of the last fifth of the rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.02, 0.04, 0.07, 0.1, 0.3)
+CHOOSING = (100, 101)
 
 
 class ProductMean(FedAvg):
@@ -138,7 +140,7 @@ def main() -> None:
             )
         }
         rates = {
-            name: max(RATES, key=lambda rate: way.accuracy(rate, seed=100))
+            name: max(RATES, key=lambda rate: min(way.accuracy(rate, seed) for seed in CHOOSING))
             for name, way in ways.items()
         }
         found = {
