@@ -26,12 +26,12 @@ def private_bundle(mlp_bundle, tmp_path):
     path = tmp_path / "private.rootlet"
     compile_bundle(
         model,
-        torch.from_numpy(mlp_bundle.x[:64]),
-        path,
-        config=CompileConfig(
-            name="digits", version=1, task="classification", max_batch=64, privacy=PrivacyConfig()
-        ),
+        calibration_x=torch.from_numpy(mlp_bundle.x[:64]),
+        config=CompileConfig(privacy=PrivacyConfig()),
+        name="digits",
+        version=1,
         signing_key=mlp_bundle.signing_key,
+        out=path,
     )
     return replace(mlp_bundle, path=path)
 

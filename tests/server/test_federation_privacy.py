@@ -30,13 +30,18 @@ def update(node, trained, received):
 
 def test_a_round_is_charged_before_it_begins_and_the_budget_holds_over_a_restart(tmp_path):
     rounds = 0
+
+    def begin():
+        account = FederationAccount(tmp_path, BY_DEVICE)  # the server restarts before every round
+        told = account.begin(rounds + 1, epochs=1, bundle="m 1")
+        shown = f"epsilon {account.epsilon():.3g} at delta 1e-05 (per device, zero-out-one)"
+        assert told == shown
+
+    while FederationAccount(tmp_path, BY_DEVICE).epsilon(BY_DEVICE.of_round(1)) <= 2.0:
+        begin()
+        rounds += 1
     with pytest.raises(BudgetSpentError, match="nothing more is released"):
-        while True:
-            account = FederationAccount(tmp_path, BY_DEVICE)  # a restart before every round
-            told = account.begin(rounds + 1, epochs=1, bundle="m 1")
-            rounds += 1
-            shown = f"epsilon {account.epsilon():.3g} at delta 1e-05 (per device, zero-out-one)"
-            assert told == shown
+        begin()
     each = PrivacySpent(
         steps=1, sample_rate=1.0, noise_multiplier=4.0, max_grad_norm=1.0, unit="device",
         neighbours="zero-out-one",
