@@ -19,6 +19,7 @@ from rootlet_server.federation.strategies.fedprox import FedProx
 from rootlet_server.federation.strategies.fedtrimmedavg import FedTrimmedAvg
 from rootlet_server.federation.strategies.fedyogi import FedYogi
 from rootlet_server.federation.strategies.krum import Krum
+from rootlet_server.federation.strategies.loramean import LoraMean
 from rootlet_server.federation.strategies.multikrum import MultiKrum
 from rootlet_server.federation.strategies.options import read
 from rootlet_server.federation.strategies.qfedavg import QFedAvg
@@ -49,6 +50,7 @@ STRATEGIES: dict[str, type[Settings]] = {
     "fedtrimmedavg": FedTrimmedAvg,
     "fedyogi": FedYogi,
     "krum": Krum,
+    "loramean": LoraMean,
     "multikrum": MultiKrum,
     "qfedavg": QFedAvg,
 }
