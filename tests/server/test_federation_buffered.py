@@ -77,7 +77,7 @@ def run(folder, looks, **changes):
         "bundle": "tiny", "bundle_version": 1, "manifest_sha256": MANIFEST,
         "task": "classification", "rounds": 6, "min_devices": 2, "cohort_size": None, "epochs": 1,
         "batch_size": 8, "learning_rate": 0.1, "deadline_s": 3.0, "wait_s": 0.3,
-        "max_examples": 1000, "checkpoint_path": folder / "round.safetensors",
+        "max_examples": 1000, "checkpoint_path": folder / "federation.sqlite3",
         "events_path": folder / "events.jsonl", "bundle_path": folder / "tiny.rootlet",
         "trusted_keys": (), "strategy": "fedbuff",
         "strategy_options": {"buffer_size": 2, **options},

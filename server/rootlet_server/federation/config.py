@@ -218,8 +218,8 @@ class ServePaths:
 
     @property
     def checkpoint(self) -> Path:
-        """The adapter of the last finished round; one file for each bundle."""
-        return self.state_dir / f"round-{self.manifest_sha256[:16]}.safetensors"
+        """The adapters of the last finished rounds, of every bundle."""
+        return self.state_dir / "federation.sqlite3"
 
     @property
     def plan(self) -> Path:

@@ -15,6 +15,7 @@ from rootlet_server.federation.events import (
     Listening,
     OnEvent,
     ReplyRefused,
+    Restarted,
     RoundFinished,
     RoundRepeated,
     RoundStarted,
@@ -104,6 +105,7 @@ def describe(event: Event) -> str | None:
     """One line about an event, or None for what needs none."""
     describers: dict[type[Event], Callable[..., str]] = {
         Listening: _describe_listening,
+        Restarted: lambda item: f"{item.reason}: started anew, after the last finished round",
         Waiting: lambda item: f"waiting for devices: {item.online} of {item.needed} online",
         RoundStarted: lambda item: f"round {item.round}: asked {len(item.cohort)} devices",
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",

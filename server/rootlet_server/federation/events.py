@@ -43,6 +43,18 @@ class Listening(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarted(Event):
+    """The server's processes were started anew, and go on after the last finished round.
+
+    Attributes:
+        reason: Which of them died.
+    """
+
+    kind: ClassVar[str] = "restarted"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
     """The server waits for devices.
 
@@ -222,8 +234,8 @@ class Published(Event):
 KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
-        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated, RoundFinished,
-        BudgetSpent, Evaluated, RunFinished, Published,
+        Listening, Restarted, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated,
+        RoundFinished, BudgetSpent, Evaluated, RunFinished, Published,
     )
 }  # fmt: skip
 

@@ -130,9 +130,11 @@ class FederationAccount:
     def __init__(self, folder: Path, privacy: FederationPrivacy | None) -> None:
         self._ledger, self._privacy = Ledger(folder), privacy
         names = [item.name for item in fields(PrivacySpent)]
+        entries = read(folder)
+        self._released = {e.fields["adapter_sha256"] for e in entries if e.kind == RELEASE}
         self._spent = [
             PrivacySpent(**{name: entry.fields["mechanism"][name] for name in names})
-            for entry in read(folder)
+            for entry in entries
             if entry.kind == ROUND and entry.fields.get("mechanism")
         ]
 
@@ -173,13 +175,25 @@ class FederationAccount:
 
     def release(self, round_: int, adapter: Adapter, devices: int, protection: str) -> None:
         """Note an adapter that devices will see."""
+        digest = _digest(adapter)
+        self._released.add(digest)
         self._ledger.append(
             RELEASE,
             round=round_,
             devices=devices,
-            adapter_sha256=hashlib.sha256(flat(adapter).tobytes()).hexdigest(),
+            adapter_sha256=digest,
             protection=protection or "none",
         )
+
+    def reconcile(self, round_: int, adapter: Adapter) -> None:
+        """Note the last saved adapter, if a crash came between its saving and its note."""
+        digest = _digest(adapter)
+        if round_ and digest not in self._released:
+            self._ledger.append(
+                RELEASE, round=round_, devices=None, adapter_sha256=digest,
+                protection="as its round was charged; noted after a crash",
+            )  # fmt: skip
+            self._released.add(digest)
 
     def epsilon(self, more: PrivacySpent | None = None) -> float:
         """Of all rounds so far, and one more."""
@@ -198,6 +212,10 @@ class FederationAccount:
             one = PrivacySpent(**{**asdict(each), "steps": 1})
             merged[one] = merged.get(one, 0) + each.steps
         return [PrivacySpent(**{**asdict(each), "steps": steps}) for each, steps in merged.items()]
+
+
+def _digest(adapter: Adapter) -> str:
+    return hashlib.sha256(flat(adapter).tobytes()).hexdigest()
 
 
 def noisy_mean(received: Adapter, updates: Sequence[Update], privacy: FederationPrivacy) -> Update:

@@ -96,6 +96,7 @@ class RoundLoop:
         state = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
         state.require_strategy(plan.strategy, plan.checkpoint_path)
         self._strategy.restore(state.strategy_state, state.adapter)
+        self._account.reconcile(state.round, state.adapter)
         failed = 0
         while state.round < plan.rounds:
             try:
@@ -130,10 +131,10 @@ class RoundLoop:
         if adapter is None:
             return None
         after = before.next(adapter, self._strategy.state(), self._plan.strategy)
+        after.save(self._plan.checkpoint_path)
         self._account.release(
             after.round, adapter, gathered.devices, protection=gathered.protection
         )
-        after.save(self._plan.checkpoint_path)
         self._log.write(summary(after, gathered, central=self._central))
         return after
 
