@@ -81,6 +81,13 @@ def _add_round_options(group: argparse._ArgumentGroup) -> None:
         help="how long a round waits for answers (default: %(default)s)",
     )
     add(
+        "--max-update-norm",
+        type=float,
+        default=1e4,
+        metavar="L",
+        help="leave out an update that is longer (default: %(default)g)",
+    )
+    add(
         "--wait",
         type=float,
         default=3600.0,
@@ -189,6 +196,24 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="checkpoint, certificates, events and logs (default: ./%(default)s)",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on after the last finished round, or end with an error where there is none; "
+        "without it a federation goes on where it can and else begins",
+    )
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="what is printed: lines for people, or one JSON object for each event",
+    )
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the figures of every round for TensorBoard",
+    )
     add("--out", type=Path, metavar="FILE", help="the improved bundle (default: in --state-dir)")
     add("--events", type=Path, metavar="FILE", help="event log (default: in --state-dir)")
     add(
@@ -208,14 +233,16 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve as the arguments say; returns the exit code."""
     from rootlet_server.federation.metrics import metrics_endpoint  # noqa: PLC0415
+    from rootlet_server.federation.tensorboard import tensorboard_log  # noqa: PLC0415
 
     federation.require_pinned_flwr()
     config = _config(arguments)
     try:
         with (
             _sigterm_as_interrupt(),
-            federation.show_events(sys.stdout) as show,
-            metrics_endpoint(arguments.metrics_port, show) as on_event,
+            federation.show_events(sys.stdout, as_json=arguments.log_format == "json") as show,
+            tensorboard_log(arguments.tensorboard, show) as drawn,
+            metrics_endpoint(arguments.metrics_port, drawn) as on_event,
         ):
             result = federation.serve(config, on_event)
     except KeyboardInterrupt:
@@ -224,7 +251,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         raise
-    print(f"wrote {result.bundle} (version {result.version}) in {result.seconds:.1f} s")
+    if arguments.log_format == "text":  # the last line of JSON says the same
+        print(f"wrote {result.bundle} (version {result.version}) in {result.seconds:.1f} s")
     return 0
 
 
@@ -251,6 +279,8 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         node_keys=arguments.node_keys,
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
+        resume=arguments.resume,
+        max_update_norm=arguments.max_update_norm,
         secure=secure_settings(arguments),
         privacy=privacy_settings(arguments),
         strategy=arguments.strategy,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import MessageType
 
 from rootlet_server.errors import ReplyError
@@ -60,6 +61,7 @@ class Judge:
                     max_examples=plan.max_examples,
                     compression=plan.smaller,
                 )
+            self._check_length(received, adapter)
         except ReplyError as error:
             self.refuse(answer, str(error))
             return None
@@ -86,6 +88,19 @@ class Judge:
             return None
         self._tell(answer, MessageType.EVALUATE, metrics)
         return Accepted(answer.node, metrics)
+
+    def _check_length(self, received: Adapter, adapter: Adapter) -> None:
+        """Refuse an absurd update; a plausible one that is false needs a robust strategy."""
+        most = self._plan.max_update_norm
+        squares = sum(
+            float(np.sum((adapter[name].astype(np.float64) - array) ** 2))
+            for name, array in received.items()
+        )
+        if squares > most**2:
+            raise ReplyError(
+                f"the update is {squares**0.5:.4g} long; at most {most:g} is taken "
+                "(--max-update-norm)"
+            )
 
     def refuse(self, answer: Answer, reason: str, *, phase: str = MessageType.TRAIN) -> None:
         """Tell the log why an answer is left out."""

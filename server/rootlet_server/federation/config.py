@@ -51,6 +51,8 @@ class ServeConfig:
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
+        resume: Refuse to begin anew where there is no round to go on from.
+        max_update_norm: The Euclidean length beyond which an update is left out.
         secure: Secure aggregation of every round, or None for updates in clear.
         privacy: Differential privacy and its budget, or None for none.
         strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
@@ -92,6 +94,8 @@ class ServeConfig:
     database: Path | None = None
     evaluate_data: Path | None = None
     feedback: Path | None = None
+    resume: bool = False
+    max_update_norm: float = 1e4
     secure: SecureSettings | None = None
     privacy: FederationPrivacy | None = None
     strategy: str = "fedavg"
@@ -109,7 +113,7 @@ class ServeConfig:
         for name in ("cohort_size", "epochs", "batch_size"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        for name in ("learning_rate", "deadline_s", "wait_s"):
+        for name in ("learning_rate", "deadline_s", "wait_s", "max_update_norm"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.secure is not None:

@@ -20,16 +20,21 @@ from rootlet_server.federation.events import (
     RoundRepeated,
     RoundStarted,
     Waiting,
+    to_line,
 )
 
 
 @contextmanager
-def show_events(stream: TextIO) -> Iterator[OnEvent]:
+def show_events(stream: TextIO, *, as_json: bool = False) -> Iterator[OnEvent]:
     """A function that shows each event it is given.
 
     Args:
         stream: Where to; a terminal gets a live table, anything else plain lines.
+        as_json: One JSON object for each event, as in the event log, wherever to.
     """
+    if as_json:
+        yield lambda event: print(to_line(event), file=stream, flush=True)
+        return
     console = Console(file=stream, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         yield _lines(console)

@@ -251,8 +251,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one event."""
-        line = json.dumps({"kind": event.kind, **asdict(event)}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._file.write(to_line(event).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -261,6 +260,11 @@ class EventLog:
     def _ends_a_line(self) -> bool:
         self._file.seek(-1, os.SEEK_END)
         return self._file.read(1) == b"\n"
+
+
+def to_line(event: Event) -> str:
+    """An event as one line of JSON."""
+    return json.dumps({"kind": event.kind, **asdict(event)}, allow_nan=False)
 
 
 class EventReader:

@@ -37,6 +37,7 @@ class FederationPlan:
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
+        max_update_norm: The Euclidean length beyond which an update is left out.
         secure: Secure aggregation of every round, or None.
         privacy: Differential privacy and its budget, or None.
         strategy: How answers become the next adapter, by its name in `STRATEGIES`.
@@ -68,6 +69,7 @@ class FederationPlan:
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
+    max_update_norm: float = 1e4
     secure: SecureSettings | None = None
     privacy: FederationPrivacy | None = None
     strategy: str = "fedavg"

@@ -87,7 +87,7 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
         if config.feedback is not None:
             FeedbackFile(config.feedback, bundle).read()
         plan = _make_plan(config, bundle, paths)
-        _prepare_checkpoint(bundle, plan)
+        _prepare_checkpoint(bundle, plan, resume=config.resume)
         plan.save(paths.plan)
         evaluated = supervise(config, paths, plan, follower)
         final = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
@@ -144,6 +144,7 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         trusted_keys=tuple(public_key_hex(key) for key in config.trusted_keys),
         evaluate_path=data.resolve() if data else None,
         feedback_path=config.feedback.resolve() if config.feedback else None,
+        max_update_norm=config.max_update_norm,
         secure=config.secure,
         privacy=config.privacy,
         strategy=config.strategy,
@@ -155,12 +156,17 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
     )
 
 
-def _prepare_checkpoint(bundle: Bundle, plan: FederationPlan) -> None:
+def _prepare_checkpoint(bundle: Bundle, plan: FederationPlan, *, resume: bool) -> None:
     """Check the checkpoint of an earlier call, or write the bundle's own adapter as round 0."""
     if RoundCheckpoint.exists(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256):
         found = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
         found.require_strategy(plan.strategy, plan.checkpoint_path)
         return
+    if resume:
+        raise ServeConfigError(
+            f"--resume: {plan.checkpoint_path} has no round of {plan.bundle} {plan.bundle_version} "
+            "to go on from; leave it out to begin, or give the --state-dir of the federation"
+        )
     RoundCheckpoint(
         manifest_sha256=plan.manifest_sha256, round=0, adapter=bundle.initial_adapter()
     ).save(plan.checkpoint_path)
