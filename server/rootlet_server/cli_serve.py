@@ -100,9 +100,9 @@ def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--strategy",
-        default="fedavg",
         metavar="NAME",
-        help=f"{', '.join(STRATEGIES)} (default: %(default)s)",
+        help=f"{', '.join(STRATEGIES)} (default: loramean where the bundle's A learns, else "
+        "fedavg)",
     )
     add(
         "--strategy-option",

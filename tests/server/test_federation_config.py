@@ -1,13 +1,16 @@
 """What `rootlet serve` refuses before it opens anything."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rootlet_server.errors import PublicAddressError, ServeConfigError
+from rootlet_server.federation import serving
 from rootlet_server.federation.address import is_loopback, join_host_port
 from rootlet_server.federation.config import ServeConfig
+from rootlet_server.federation.privacy import FederationPrivacy
 from rootlet_server.federation.superlink import SuperLinkConfig
 from rootlet_server.federation.tags import read_tags, select
 
@@ -54,6 +57,7 @@ def test_listens_on_loopback_without_tls_by_default():
         ({"compression": "gzip"}, "compression is 'gzip'; it must be one of int8, int16, top-k"),
         ({"compression": "top-k"}, "top_k is 0.0; it must be above 0"),
         ({"top_k": 0.1}, "goes with --compression top-k"),
+        ({"strategy_options": {"eta": 0.1}}, "strategy_options has eta, of no strategy; name it"),
         ({"min_replies": 0}, "min_replies is 0"),
         ({"min_replies": 3}, "min_replies is 3, but min_devices is 2"),
         ({"over_select": 0.5, "cohort_size": 2}, r"over_select is 0.5; it must lie in 1\.\.10"),
@@ -149,3 +153,16 @@ def test_a_file_of_tags_that_cannot_be_used_is_refused(tmp_path, text, reason):
         read_tags(path, ["front.pub"])
     with pytest.raises(ServeConfigError, match="not a file of tags"):
         read_tags(tmp_path / "absent.toml", [])
+
+
+def tensors(*names):
+    return SimpleNamespace(adapter=[SimpleNamespace(name=name) for name in names])
+
+
+def test_a_bundle_whose_a_learns_is_averaged_by_its_products():
+    frozen, trained = tensors("m.lora_B", "head.bias"), tensors("m.lora_A", "m.lora_B")
+    assert serving._default_strategy(config(), frozen) == "fedavg"
+    assert serving._default_strategy(config(), trained) == "loramean"
+    privacy = FederationPrivacy(unit="device", max_norm=1.0, noise_multiplier=4.0, epsilon=2.0)
+    protected = config(privacy=privacy)
+    assert serving._default_strategy(protected, trained) == "fedavg"  # it sees no single update

@@ -417,12 +417,21 @@ def test_what_is_not_finite_is_never_saved(plan, strategy):
     """float32's largest numbers are finite; five times one is not, nor is its square."""
     wild = device(shift=3e38)
     with pytest.raises(NotEnoughDevicesError):
-        run(change(plan, **strategy), {1: wild, 2: wild})
+        run(change(plan, max_update_norm=1e300, **strategy), {1: wild, 2: wild})
     saved = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=MANIFEST)
     assert (saved.round, dict(saved.strategy_state)) == (0, {})
     reasons = [e.reason for e in EventReader(plan.events_path).read() if e.kind == "round_repeated"]
     assert len(reasons) == 3
     assert "not finite" in reasons[0]
+
+
+def test_an_absurd_update_is_left_out_and_the_round_goes_on(plan):
+    _, found, _ = run(change(plan, max_update_norm=100.0), {1: device(), 2: device(shift=1e3)})
+    reasons = [event.reason for event in found if event.kind == "reply_refused"]
+    told = "the update is 3873 long; at most 100 is taken (--max-update-norm)"
+    assert set(reasons) == {told}
+    devices = [event.devices for event in found if event.kind == "round_finished"]
+    assert devices == [1] * plan.rounds
 
 
 def test_only_selected_nodes_are_asked(plan):

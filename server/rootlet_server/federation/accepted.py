@@ -1,5 +1,6 @@
 """Answers that passed, and what they come to."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,10 +97,9 @@ class Judge:
             float(np.sum((adapter[name].astype(np.float64) - array) ** 2))
             for name, array in received.items()
         )
-        if squares > most**2:
+        if (length := math.sqrt(squares)) > most:
             raise ReplyError(
-                f"the update is {squares**0.5:.4g} long; at most {most:g} is taken "
-                "(--max-update-norm)"
+                f"the update is {length:.4g} long; at most {most:g} is taken (--max-update-norm)"
             )
 
     def refuse(self, answer: Answer, reason: str, *, phase: str = MessageType.TRAIN) -> None:

@@ -55,7 +55,8 @@ class ServeConfig:
         max_update_norm: The Euclidean length beyond which an update is left out.
         secure: Secure aggregation of every round, or None for updates in clear.
         privacy: Differential privacy and its budget, or None for none.
-        strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`.
+        strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`; None
+            for `loramean` where the bundle's A learns and single updates are seen, else `fedavg`.
         strategy_options: Its options by name, as text or numbers.
         over_select: How many times `cohort_size` are asked; the round ends with the first
             `cohort_size` answers, so that it need not wait for the slowest.
@@ -98,7 +99,7 @@ class ServeConfig:
     max_update_norm: float = 1e4
     secure: SecureSettings | None = None
     privacy: FederationPrivacy | None = None
-    strategy: str = "fedavg"
+    strategy: str | None = None
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     over_select: float = 1.0
     min_replies: int = 1
@@ -163,7 +164,12 @@ class ServeConfig:
                 f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
                 "file of tags and the keys (--tags FILE --node-keys DIR)"
             )
-        settings = make_settings(self.strategy, self.strategy_options)
+        if self.strategy is None and self.strategy_options:
+            raise ServeConfigError(
+                f"strategy_options has {', '.join(self.strategy_options)}, of no strategy; name it "
+                "(--strategy)"
+            )
+        settings = make_settings(self.strategy or "fedavg", self.strategy_options)
         least = max(settings.least, settings.buffering.size if settings.buffering else 0)
         if settings.buffering and self.over_select > 1:
             raise ServeConfigError(
@@ -199,7 +205,7 @@ class ServeConfig:
             allowed = tuple(name for name in allowed if name not in reads_losses)
         else:
             allowed = OF_THE_MEAN
-        if self.strategy not in allowed:
+        if self.strategy not in {*allowed, None}:
             raise ServeConfigError(
                 f"strategy is {self.strategy}, which reads more than secure aggregation or privacy "
                 f"leaves it: take one of {', '.join(allowed)}"

@@ -9,6 +9,7 @@ from rootlet.ledger import Ledger
 from rootlet.lock import DirectoryLock
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.examples import check_examples
+from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.signing import load_private_key, public_key_hex
 from rootlet_runtime.writer import publish
 from rootlet_server.errors import ServeConfigError
@@ -22,6 +23,7 @@ from rootlet_server.federation.events import (
 )
 from rootlet_server.federation.feedback import FeedbackFile
 from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.strategies.loramean import LORA_A
 from rootlet_server.federation.supervision import Follower, log_event, supervise
 
 
@@ -147,13 +149,20 @@ def _make_plan(config: ServeConfig, bundle: Bundle, paths: ServePaths) -> Federa
         max_update_norm=config.max_update_norm,
         secure=config.secure,
         privacy=config.privacy,
-        strategy=config.strategy,
+        strategy=config.strategy or _default_strategy(config, manifest),
         strategy_options=dict(config.strategy_options),
         over_select=config.over_select,
         min_replies=config.min_replies,
         compression=config.compression,
         top_k=config.top_k,
     )
+
+
+def _default_strategy(config: ServeConfig, manifest: Manifest) -> str:
+    """The mean that is nearest to the mean of the models, of what the server sees."""
+    sees_updates = config.secure is None and config.privacy is None
+    trains_a = any(spec.name.endswith(LORA_A) for spec in manifest.adapter)
+    return "loramean" if trains_a and sees_updates else "fedavg"
 
 
 def _prepare_checkpoint(bundle: Bundle, plan: FederationPlan, *, resume: bool) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
-A, B = ".lora_A", ".lora_B"
+LORA_A, LORA_B = ".lora_A", ".lora_B"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,10 @@ class _ProductMean:
         weights /= weights.sum()
         found = {name: np.tensordot(weights, _stacked(updates, name), axes=1) for name in received}
         for name in received:
-            module = name.removesuffix(A)
-            if name.endswith(A) and module + B in received:
-                a_KRI, b_KOR = _stacked(updates, name), _stacked(updates, module + B)
-                found[name], found[module + B] = mean_product(a_KRI, b_KOR, weights)
+            module = name.removesuffix(LORA_A)
+            if name.endswith(LORA_A) and module + LORA_B in received:
+                a_KRI, b_KOR = _stacked(updates, name), _stacked(updates, module + LORA_B)
+                found[name], found[module + LORA_B] = mean_product(a_KRI, b_KOR, weights)
         return {name: value.astype(np.float32) for name, value in found.items()}
 
     def state(self) -> State:
