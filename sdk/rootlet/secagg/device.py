@@ -72,6 +72,7 @@ class DeviceRound:
         self._seed = os.urandom(shamir.SECRET_BYTES)
         self._own: Advertisement | None = None
         self._peers: dict[int, Advertisement] = {}
+        self._channels: dict[int, bytes] = {}
         self._held: dict[int, Shares] = {}
         self._live_bits = b""
         self._roster: Roster | None = None
@@ -310,13 +311,16 @@ class DeviceRound:
 
     def _channel_key(self, roster: Roster, place: int) -> bytes:
         """What only this device and that one know."""
-        secret = keys.agree(self._channel, self._peers[place].channel_key)
-        return keys.derive(secret, b"channel", roster.digest, self._index, place)
+        if place not in self._channels:
+            secret = keys.agree(self._channel, self._peers[place].channel_key)
+            key = keys.derive(secret, b"channel", roster.digest, self._index, place)
+            self._channels[place] = key
+        return self._channels[place]
 
     def _end(self) -> None:
         """Forget every secret."""
         self._stage = STAGES[-1]
-        self._seed, self._held = b"", {}
+        self._seed, self._held, self._channels = b"", {}, {}
         self._channel, self._mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
 
     def _refuse(self, why: str) -> NoReturn:

@@ -7,6 +7,7 @@ value at a point x >= 1. Any t shares give s back, fewer tell nothing:
     s    = sum_i f(x_i) prod_{j != i} x_j / (x_j - x_i)  mod p
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
@@ -66,19 +67,12 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
         ValueError: The shares are not of one polynomial of such a secret.
     """
     points = list(shares)
-    numerators, denominators = [], []
-    for i in points:
-        numerator = denominator = 1
-        for j in points:
-            if j != i:
-                numerator = numerator * j % PRIME
-                denominator = denominator * (j - i) % PRIME
-        numerators.append(numerator)
-        denominators.append(denominator)
+    product = math.prod(points)  # of small numbers: exact, and reduced once
+    quotients = [x * math.prod([y - x for y in points if y != x]) % PRIME for x in points]
     secret = 0
-    for x, numerator, inverse in zip(points, numerators, _inverses(denominators), strict=True):
-        secret += int.from_bytes(shares[x], "big") * numerator % PRIME * inverse
-    secret %= PRIME
+    for x, inverse in zip(points, _inverses(quotients), strict=True):
+        secret += int.from_bytes(shares[x], "big") * inverse
+    secret = secret * product % PRIME
     if secret >= 2 ** (8 * SECRET_BYTES):
         raise ValueError("the shares give no secret of 32 bytes: one of them is wrong")
     return secret.to_bytes(SECRET_BYTES, "big")
