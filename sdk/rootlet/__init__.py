@@ -5,6 +5,8 @@ from rootlet.conditions import DeviceConditions, read_conditions
 from rootlet.energy import EnergyBudget, EnergySpent
 from rootlet.fleet.keys import NodeKey
 from rootlet.policy import Decision, ParticipationPolicy, decide
+from rootlet.privacy_terms import PrivacyPolicy
+from rootlet.secagg.policy import SecurePolicy
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
 from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
@@ -21,6 +23,8 @@ __all__ = [
     "ExampleStore",
     "NodeKey",
     "ParticipationPolicy",
+    "PrivacyPolicy",
+    "SecurePolicy",
     "TrainConfig",
     "decide",
     "read_conditions",

@@ -19,7 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rootlet.cli_policy import add_policy_options, policy_of
+from rootlet.cli_policy import (
+    add_policy_options,
+    add_privacy_options,
+    policy_of,
+    privacy_policy_of,
+    secure_policy_of,
+)
 from rootlet.client import LEAVE_TIMEOUT_S, DeviceClient
 from rootlet.continual import ContinualConfig
 from rootlet.data import ArrayData, load_npz
@@ -114,6 +120,7 @@ def add_device_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     add("--events", type=Path, metavar="FILE.jsonl", help="append every event as a line of JSON")
     add_policy_options(parser)
+    add_privacy_options(parser)
 
 
 def run_device(arguments: argparse.Namespace) -> int:
@@ -149,7 +156,13 @@ def _take_part(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> in
     )
     log.started(bundle.manifest, data)
     with _interruptions(visit.over):
-        client.join(arguments.superlink, arguments.root_certificate, node_key)
+        client.join(
+            arguments.superlink,
+            arguments.root_certificate,
+            node_key,
+            secure=secure_policy_of(arguments),
+            privacy=privacy_policy_of(arguments),
+        )
         visit.wait()
         has_left = client.leave(LEAVE_TIMEOUT_S)
     log.ended(client.status)

@@ -5,6 +5,8 @@ from datetime import time
 
 from rootlet.energy import EnergyBudget
 from rootlet.policy import ParticipationPolicy
+from rootlet.privacy_terms import PrivacyPolicy
+from rootlet.secagg.policy import MIN_LIVE, SecurePolicy
 
 _DEFAULT = ParticipationPolicy()
 
@@ -40,6 +42,56 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
         "--joules-per-round", type=float, metavar="J", help="refuse or stop a round beyond J joules"
     )
     add("--joules-per-day", type=float, metavar="J", help="stop training after J joules a day")
+
+
+def add_privacy_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `secure_policy_of` and `privacy_policy_of` read."""
+    add = parser.add_argument_group("privacy", "what this device insists on").add_argument
+    add(
+        "--min-live",
+        type=int,
+        default=MIN_LIVE,
+        metavar="N",
+        help="be in no sum of fewer devices (default: %(default)s)",
+    )
+    add(
+        "--min-noise-multiplier",
+        type=float,
+        default=0.0,
+        metavar="Z",
+        help="take part in secure and private rounds with this much noise at least",
+    )
+    add("--max-epsilon", type=float, metavar="E", help="spend no more of this device's privacy")
+    add(
+        "--delta",
+        type=float,
+        default=PrivacyPolicy().delta,
+        help="at which epsilon is told (default: %(default)s)",
+    )
+
+
+def secure_policy_of(arguments: argparse.Namespace) -> SecurePolicy:
+    """What the options say of secure rounds.
+
+    Raises:
+        ConfigError: A value is outside its bounds.
+    """
+    return SecurePolicy(
+        min_live=arguments.min_live, min_noise_multiplier=arguments.min_noise_multiplier
+    )
+
+
+def privacy_policy_of(arguments: argparse.Namespace) -> PrivacyPolicy:
+    """What the options say of private rounds.
+
+    Raises:
+        ConfigError: A value is outside its bounds.
+    """
+    return PrivacyPolicy(
+        max_epsilon=arguments.max_epsilon,
+        delta=arguments.delta,
+        min_noise_multiplier=arguments.min_noise_multiplier,
+    )
 
 
 def policy_of(arguments: argparse.Namespace) -> ParticipationPolicy:

@@ -27,6 +27,9 @@ from rootlet.membership import Connect, Means, Membership
 from rootlet.migration import seal_files
 from rootlet.participant import DataSource
 from rootlet.policy import ParticipationPolicy
+from rootlet.privacy_terms import PrivacyAccount, PrivacyPolicy
+from rootlet.secagg.participation import SecureParticipation
+from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
 from rootlet.store import ExampleStore
@@ -41,6 +44,8 @@ from rootlet_runtime.fit import FitResult, Progress
 
 DEFAULT_POLICY = ParticipationPolicy()
 DEFAULT_TRAINING = TrainConfig()
+DEFAULT_SECURE = SecurePolicy()
+DEFAULT_PRIVACY = PrivacyPolicy()
 LEAVE_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -344,6 +349,8 @@ class DeviceClient:
         address: str,
         root_certificate: Path | None = None,
         node_key: NodeKey | None = None,
+        secure: SecurePolicy = DEFAULT_SECURE,
+        privacy: PrivacyPolicy = DEFAULT_PRIVACY,
     ) -> None:
         """Takes part in the rounds of a server whenever the policy allows it; returns at once.
 
@@ -352,8 +359,12 @@ class DeviceClient:
             root_certificate: PEM file of the authority that signed the server's certificate; None
                 for the system's authorities.
             node_key: Identifies the device; None for one that is kept in the state directory.
+            secure: What an enrolled device insists on in secure rounds; one that is not enrolled
+                takes part in none.
+            privacy: What private rounds may spend of the device's privacy, over all servers.
 
         Raises:
+            EnrolmentError: The enrolment is damaged or has expired.
             StateError: The client is closed or takes part already.
             ConfigError: Not an address, or not a certificate.
             InsecureAddressError: Plain HTTP to another machine.
@@ -378,7 +389,13 @@ class DeviceClient:
                     connect=connect,
                     learner=self._learner,
                     participant=self._learner.participant(
-                        self._data, self._limits, self._allowance()
+                        self._data,
+                        self._limits,
+                        self._allowance(),
+                        secure=SecureParticipation.open(
+                            self._state.enrolment, secure, self._bundle
+                        ),
+                        account=PrivacyAccount(privacy, self._state.path),
                     ),
                     gate=self._gate,
                     server=address,

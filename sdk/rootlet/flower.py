@@ -3,7 +3,8 @@
 The only module of the SDK that imports flwr: `pip install "rootlet[server]"`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from rootlet.fleet.objects import records_bytes
 from rootlet.learner import Learner
 from rootlet.migration import seal_files
 from rootlet.participant import DEFAULT_LIMITS, DataSource, Participant, RoundLimits
+from rootlet.secagg.participation import SecureParticipation
+from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
 from rootlet.vault import KeystoreChoice, open_vault
 from rootlet_runtime.bundle import Bundle
@@ -45,6 +48,8 @@ except ImportError as error:
 
 
 NO_BUDGET = EnergyBudget()
+DEFAULT_SECURE = SecurePolicy()
+_ROUND = "rootlet.secagg."
 
 
 def client_app(
@@ -60,6 +65,8 @@ def client_app(
     continual: ContinualConfig | None = None,
     keystore: KeystoreChoice | None = "file",
     energy: EnergyBudget = NO_BUDGET,
+    enrolment: Path | Callable[[Context], Path | None] | None = None,
+    secure: SecurePolicy = DEFAULT_SECURE,
 ) -> ClientApp:
     """Return a ClientApp that answers as a rootlet device does.
 
@@ -82,6 +89,10 @@ def client_app(
         keystore: Where the keys lie that what is in `state_dir` is encrypted with, as for
             `DeviceClient`; None encrypts nothing.
         energy: The most that training may spend; a day's budget needs `state_dir`.
+        enrolment: The node's enrolment folder (`rootlet.secagg.enrolment`), or a function from the
+            Context to it; None for no part in secure rounds. Between the stages of a round its
+            secrets lie in the Context's state, in the SuperNode's memory.
+        secure: What an enrolled node insists on.
 
     Raises:
         ConfigError: What must be remembered has no place, or a device-only option is asked for.
@@ -103,6 +114,17 @@ def client_app(
     def answer(message: Message, context: Context) -> Message:
         source = data(context) if callable(data) else data
         request = _request(message)
+        folder = enrolment(context) if callable(enrolment) else enrolment
+        with _secure_rounds(bundle, folder, secure, context) as rounds:
+            return respond(message, context, source, request, rounds)
+
+    def respond(
+        message: Message,
+        context: Context,
+        source: DataSource,
+        request: FleetRequest,
+        rounds: SecureParticipation | None,
+    ) -> Message:
         if state_dir is None:
             participant = Participant(
                 Trainer(bundle, engine=engine, num_threads=num_threads),
@@ -111,6 +133,7 @@ def client_app(
                 rng=rng,
                 checkpoint_dir=checkpoint_dir,
                 allowance=Allowance(limit_j=energy.joules_per_round),
+                secure=rounds,
             )
             return _reply(message, participant.answer(request))
         folder = state_dir(context) if callable(state_dir) else state_dir
@@ -129,11 +152,31 @@ def client_app(
             adapter = state.adapter(bundle.manifest_sha256)
             learner = Learner(bundle, adapter, num_threads, kept, engine=engine, vault=vault)
             state.remove_other_adapters(bundle.manifest_sha256)
-            return _reply(message, _answered(learner, source, limits, energy, state, request, rng))
+            answered = _answered(learner, source, limits, energy, state, request, rng, rounds)
+            return _reply(message, answered)
 
     app.train()(answer)
     app.evaluate()(answer)
+    app.query()(answer)
     return app
+
+
+@contextmanager
+def _secure_rounds(
+    bundle: Bundle, folder: Path | None, policy: SecurePolicy, context: Context
+) -> Iterator[SecureParticipation | None]:
+    """The node's part in secure rounds, taken up from the Context and put back."""
+    rounds = None if folder is None else SecureParticipation.open(folder, policy, bundle)
+    if rounds is None:
+        yield None
+        return
+    kept = [name for name in context.state.config_records if name.startswith(_ROUND)]
+    rounds.resume({name.removeprefix(_ROUND): context.state.config_records[name] for name in kept})
+    yield rounds
+    for name in kept:
+        del context.state[name]
+    for name, record in rounds.to_records().items():
+        context.state[_ROUND + name] = ConfigRecord(dict(record))
 
 
 def _answered(  # noqa: PLR0917 (a message's circumstances)
@@ -144,11 +187,12 @@ def _answered(  # noqa: PLR0917 (a message's circumstances)
     state: StateDirectory,
     request: FleetRequest,
     rng: np.random.Generator | None,
+    rounds: SecureParticipation | None,
 ) -> Answer | None:
     """The answer of a node that remembers; its finished adapter is the new one or the old."""
     account = EnergyAccount(state)
     allowance = Allowance(limit_j=energy.joules_per_round, account=account)
-    participant = learner.participant(source, limits, allowance, rng)
+    participant = learner.participant(source, limits, allowance, rng, secure=rounds)
     trains = request.message_type == protocol.TRAIN
 
     def used_up() -> bool:

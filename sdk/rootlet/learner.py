@@ -14,7 +14,9 @@ from rootlet.drift import ConfidenceDrift
 from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
 from rootlet.participant import DataSource, Examples, Participant, RoundLimits
+from rootlet.privacy_terms import PrivacyAccount
 from rootlet.refreshed_feedback import RefreshedFeedback
+from rootlet.secagg.participation import SecureParticipation
 from rootlet.vault import Vault, cipher_of
 from rootlet_runtime.adapter_bank import AdapterBank
 from rootlet_runtime.array_files import ArrayFiles
@@ -189,6 +191,9 @@ class Learner:
         limits: RoundLimits,
         allowance: Allowance | None = None,
         rng: np.random.Generator | None = None,
+        *,
+        secure: SecureParticipation | None = None,
+        account: PrivacyAccount | None = None,
     ) -> Participant:
         """One that answers a server's requests with this trainer; its caller holds ``busy``."""
         return Participant(
@@ -200,6 +205,8 @@ class Learner:
             allowance=allowance,
             continual=self._continual,
             feedback=self._feedback,
+            secure=secure,
+            account=account,
         )
 
     def finish(self, allowance: Allowance | None = None) -> Verdict | None:

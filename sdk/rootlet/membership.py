@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rootlet import background, protocol
+from rootlet.compression import UPDATE
 from rootlet.errors import FleetError, LedgerError
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.envelope import Answer, FleetRequest
@@ -20,6 +21,7 @@ from rootlet.learner import Learner
 from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
+from rootlet.secagg.messages import QUERY, SECURE
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
 from rootlet_runtime.cipher import Cipher
 from rootlet_runtime.errors import CheckpointError
@@ -30,6 +32,7 @@ RETRY_S = 60.0
 """Pause after a failure that may pass, in seconds."""
 
 _TICK_S = 0.2
+_KINDS = {protocol.TRAIN: "update", protocol.EVALUATE: "metrics", QUERY: "stage"}
 _ONLINE = {EventKind.ACTIVATED, EventKind.RESUMED, EventKind.CONNECTION_RESTORED}
 
 Connect = Callable[[Callable[[float], object]], FleetConnection]
@@ -145,7 +148,8 @@ class Membership:
                 self._interrupt()
                 return None
             self._reply_due = True
-            self._keep(request, answer)
+            if request.message_type != QUERY:
+                self._keep(request, answer)
             answer = self._recorded(request, answer)
         finally:
             self.state = DeviceState.ONLINE
@@ -229,9 +233,14 @@ class Membership:
     def _recorded(self, request: FleetRequest, answer: Answer) -> Answer:
         """Writes down what is about to leave; what cannot be written down does not leave."""
         manifest, kind = self._means.learner.trainer.bundle.manifest, "refusal"
+        secure = SECURE in request.records
+        spent = None if answer.error else self._means.participant.last_spent
         if not answer.error:
-            kind = "update" if request.message_type == protocol.TRAIN else "metrics"
-        names = {part: list(answer.records.get(part, ())) for part in ("arrays", "metrics")}
+            kind = _KINDS[request.message_type]
+        privacy = {} if spent is None else self._means.participant.account.charged(spent)
+        protections = ["secure aggregation"] if secure else []
+        protections += [] if spent is None else ["differential privacy"]
+        names = {part: list(answer.records.get(part, ())) for part in ("arrays", UPDATE, "metrics")}
         try:
             self._means.ledger.append(
                 kind,
@@ -240,9 +249,11 @@ class Membership:
                 round=request.group_id,
                 bundle=f"{manifest.name} {manifest.version}",
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
-                tensors=names["arrays"],
+                tensors=names["arrays"] + names[UPDATE],
                 metrics=names["metrics"],
-                protection="none",
+                protection=", ".join(protections) or "none",
+                **privacy,
+                **({"stage": str(request.records[SECURE].get("stage", ""))} if secure else {}),
             )
         except LedgerError as error:
             self._means.tell(DeviceEvent(kind="failed", detail=f"nothing was sent: {error}"))

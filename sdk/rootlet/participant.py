@@ -9,15 +9,28 @@ from typing import Protocol
 import numpy as np
 
 from rootlet import protocol
+from rootlet.compression import UPDATE, Arrays
 from rootlet.continual import Continual
 from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
 from rootlet.fleet.envelope import Answer, FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.fleet.records import ArrayRecord
+from rootlet.privacy_terms import (
+    PRIVACY,
+    PrivacyAccount,
+    PrivacyPolicy,
+    PrivacyTerms,
+    private_reply,
+)
+from rootlet.private_round import PrivateRounds, of_device, planned_steps
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from rootlet.refreshed_feedback import RefreshedFeedback
-from rootlet.round_work import needed_work, spent_j
+from rootlet.request_checks import check_bounds, check_bundle, check_energy
+from rootlet.round_work import spent_j
+from rootlet.secagg.messages import QUERY, SECURE, StageMessage
+from rootlet.secagg.participation import SecureParticipation
+from rootlet.secagg.update import clipped, flat, unflat
 from rootlet_runtime.errors import (
     AdapterError,
     DivergedError,
@@ -25,7 +38,9 @@ from rootlet_runtime.errors import (
     NonFiniteLossError,
     RootletError,
 )
+from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit import FitProgress, FitResult
+from rootlet_runtime.private_report import PrivacySpent
 from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import Trainer
 
@@ -82,10 +97,15 @@ class Participant:
         allowance: What a round may spend, and the account that it is charged to.
         feedback: What the trainer learns by and keeps; None for one that lasts as long as the
             participant, and is not told to the server.
+        secure: Answers the stages of secure aggregation; None where the device is not enrolled.
+        account: What private rounds may spend, and have; None for no bound, and no memory.
 
     Attributes:
         allowance: What a round may spend, and the account that it is charged to.
+        account: What private rounds may spend, and have.
         last_fit: What the last training did; None where there was none, or it failed.
+        last_spent: What the last answer spends of the device's privacy; None for one that spends
+            it without a bound, or not at all.
     """
 
     def __init__(
@@ -99,6 +119,8 @@ class Participant:
         allowance: Allowance | None = None,
         continual: Continual | None = None,
         feedback: RefreshedFeedback | None = None,
+        secure: SecureParticipation | None = None,
+        account: PrivacyAccount | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
         self.allowance = allowance or Allowance()
@@ -109,6 +131,10 @@ class Participant:
         self._checkpoint_dir = checkpoint_dir
         self._continual = continual
         self._feedback = feedback or RefreshedFeedback(trainer)
+        self._secure = secure
+        self.account = account or PrivacyAccount(PrivacyPolicy())
+        self.last_spent: PrivacySpent | None = None
+        self._private = PrivateRounds(data, self.allowance, checkpoint_dir)
         classes = trainer.bundle.manifest.task == "classification"
         self._metric = protocol.METRICS[0 if classes else 1]
 
@@ -117,6 +143,7 @@ class Participant:
     ) -> Answer | None:
         """Return the answer to a request; None where `should_stop` interrupted the training."""
         before = self._trainer.adapter
+        self.last_spent = None
         try:
             answer = self._answer(request, should_stop)
         except RecordError as error:
@@ -135,30 +162,111 @@ class Participant:
         return answer
 
     def _answer(self, request: FleetRequest, should_stop: Callable[[], bool]) -> Answer | None:
+        if request.message_type == QUERY and SECURE in request.records:
+            return self._enrolled().answer(StageMessage.request(request.records))
         if request.message_type == protocol.TRAIN:
-            asked = TrainRequest.from_records(request.records)
-            self._check(asked)
-            self._check_training(asked)
+            stage = self._upload_stage(request)
+            terms = PrivacyTerms.of(request.records)
+            apart = (SECURE, PRIVACY)
+            plain = {name: each for name, each in request.records.items() if name not in apart}
+            asked = TrainRequest.from_records(plain)
+            check_bundle(self._trainer.bundle, asked)
+            check_bounds(
+                asked,
+                {
+                    "epochs": self._limits.epochs,
+                    "learning_rate": self._limits.learning_rate,
+                    "batch_size": self._trainer.max_batch,
+                },
+            )
+            planned = self._planned(asked, terms, stage)
             if asked.feedback:
                 self._feedback.receive(asked.feedback)
-            return self._train(asked, request.n_bytes, should_stop)
+            if terms is not None and terms.unit == "example":
+                self.last_fit = None
+                found = self._private.train(self._trainer, asked, terms, should_stop)
+                if found is None:
+                    return None
+                adapter, planned = found
+                answer = Answer(private_reply(adapter))
+            else:
+                reply = self._train(asked, request.n_bytes, should_stop)
+                if reply is None:
+                    return None
+                adapter, answer = reply.adapter, Answer(reply.to_records())
+                if terms is not None:
+                    short = clipped(flat(adapter) - flat(asked.adapter), terms.max_norm)
+                    answer = Answer(private_reply(unflat(flat(asked.adapter) + short, adapter)))
+            self.last_spent = planned
+            if stage is None:
+                return answer
+            return self._enrolled().upload(stage, flat(adapter) - flat(asked.adapter))
         if request.message_type == protocol.EVALUATE:
+            self._require_open("its figures")
             evaluation = EvaluateRequest.from_records(request.records)
-            self._check(evaluation)
+            check_bundle(self._trainer.bundle, evaluation)
             return self._evaluate(evaluation)
         raise RequestRefusedError(
             f"message type {request.message_type!r:.80} is unknown; this device answers "
-            f"{protocol.TRAIN!r} and {protocol.EVALUATE!r}"
+            f"{protocol.TRAIN!r}, {protocol.EVALUATE!r} and the stages of secure rounds"
         )
+
+    def _planned(
+        self, asked: TrainRequest, terms: PrivacyTerms | None, stage: StageMessage | None
+    ) -> PrivacySpent | None:
+        """What the round will spend, which the policy allows; None for one without privacy."""
+        noise = None if stage is None else self._enrolled().plan(stage).noise
+        if terms is None and noise is None:
+            return None
+        if terms is not None and terms.unit == "example":
+            spent = planned_steps(asked, terms)
+        elif noise is not None:
+            multiplier = noise.noise_multiplier(flat(asked.adapter).size)
+            spent = of_device(noise.clip_norm, multiplier)
+        else:
+            spent = of_device(terms.max_norm, terms.noise_multiplier)  # type: ignore[union-attr]
+        self.account.require(spent)
+        return spent
+
+    def _upload_stage(self, request: FleetRequest) -> StageMessage | None:
+        """The secure round that an update is for; None where it travels in clear."""
+        if SECURE not in request.records:
+            self._require_open("its update")
+            return None
+        stage = StageMessage.request({SECURE: request.records[SECURE]})
+        self._enrolled().plan(stage)  # refused before anything is trained
+        return stage
+
+    def _enrolled(self) -> SecureParticipation:
+        if self._secure is None:
+            raise RequestRefusedError(
+                "this device is not enrolled, and takes part in no secure round: run rootlet enrol"
+            )
+        return self._secure
+
+    def _require_open(self, what: str) -> None:
+        if self._secure is not None and self._secure.policy.required:
+            raise RequestRefusedError(
+                f"this device sends {what} by secure aggregation only: ask by a secure round, or "
+                "set required=False in its SecurePolicy"
+            )
 
     def _train(
         self, asked: TrainRequest, bytes_down: int, should_stop: Callable[[], bool]
-    ) -> Answer | None:
+    ) -> TrainReply | None:
         erasures = 0 if self._continual is None else self._continual.erasures
         x, y = self._data.train()
         measured_x, measured_y = self._measured(x, y)
         holds_out = measured_x is not x
-        self._check_energy(asked, len(x), len(measured_x) if holds_out else 0)
+        if not self._trainer.measures_energy:
+            check_energy(
+                self._trainer.bundle.manifest,
+                asked,
+                self._continual,
+                limit_j=self.allowance.limit_j,
+                examples=len(x),
+                held_out=len(measured_x) if holds_out else 0,
+            )
         accepted = self._trainer.adapter
         self._trainer.load_adapter(asked.adapter)
         received = self._trainer.evaluate(measured_x, measured_y)
@@ -185,6 +293,7 @@ class Participant:
             schedule=ROUND,
             held_out=(measured_x, measured_y) if holds_out else None,
             energy_limit_j=allowance.limit_j,
+            elastic=_proximal(asked),
         )
         allowance.charge(result.energy, final=True)
         if result.ended_by == "energy":
@@ -197,7 +306,9 @@ class Participant:
         if self._continual is not None:
             self._continual.learnt(self._trainer, (x, y), asked.epochs, erasures=erasures)
         adapter = self._trainer.adapter
-        reply = TrainReply(
+        update = self._update(asked, adapter)
+        name = UPDATE if update else "arrays"
+        return TrainReply(
             metric=self._metric,
             adapter=adapter,
             num_examples=len(x),
@@ -207,10 +318,17 @@ class Participant:
             train_s=result.seconds,
             energy_estimated_j=spent_j(self._trainer.bundle.manifest, result, len(measured_x)),
             bytes_down=bytes_down,
-            bytes_up=records_bytes({"arrays": ArrayRecord(adapter)}),
+            bytes_up=records_bytes({name: ArrayRecord(update or adapter)}),
             feedback_version=self._feedback.version,
+            update=update,
         )
-        return Answer(reply.to_records())
+
+    def _update(self, asked: TrainRequest, adapter: Arrays) -> dict[str, np.ndarray]:
+        """The update as it travels; empty where the adapter does."""
+        if asked.compression is None:
+            return {}
+        change = {name: value - asked.adapter[name] for name, value in adapter.items()}
+        return asked.compression.encode(change, self._rng)
 
     def _evaluate(self, asked: EvaluateRequest) -> Answer:
         x, y = self._measured(*self._data.train())
@@ -231,48 +349,13 @@ class Participant:
         holdout = self._data.holdout()
         return (x, y) if holdout is None or len(holdout[0]) == 0 else holdout
 
-    def _check_energy(self, asked: TrainRequest, examples: int, held_out: int) -> None:
-        """Refuse a round that is known to need more energy than it may spend."""
-        limit = self.allowance.limit_j
-        if limit is None or self._trainer.measures_energy:
-            return
-        work = needed_work(
-            self._trainer.bundle.manifest,
-            asked,
-            self._continual,
-            examples=examples,
-            held_out=held_out,
-        )
-        if work.estimated_j > limit:
-            raise RequestRefusedError(
-                f"the round needs {work.estimated_j:.3g} J (estimated) and this device spends at "
-                f"most {limit:.3g} J on one: ask for fewer epochs"
-            )
 
-    def _check(self, asked: EvaluateRequest) -> None:
-        """Refuse a request for another bundle."""
-        bundle = self._trainer.bundle
-        if asked.manifest_sha256 != bundle.manifest_sha256:
-            raise RequestRefusedError(
-                f"the request is for bundle {asked.bundle} {asked.bundle_version} "
-                f"({asked.manifest_sha256[:12]}…); this device runs {bundle.manifest.name} "
-                f"{bundle.manifest.version} ({bundle.manifest_sha256[:12]}…): install the same "
-                "bundle on both sides"
-            )
-
-    def _check_training(self, asked: TrainRequest) -> None:
-        """Refuse a training beyond the device's bounds."""
-        bounds = (
-            ("epochs", asked.epochs, self._limits.epochs),
-            ("learning_rate", asked.learning_rate, self._limits.learning_rate),
-            ("batch_size", asked.batch_size, self._trainer.max_batch),
-        )
-        for name, value, bound in bounds:
-            if value > bound:
-                raise RequestRefusedError(
-                    f"{name} is {value}; this device accepts at most {bound}: ask for less, or "
-                    "raise the device's limit"
-                )
+def _proximal(asked: TrainRequest) -> ElasticWeights | None:
+    """FedProx's term: elastic weights that are all alike, around the received adapter."""
+    if not asked.proximal_mu:
+        return None
+    alike = {name: np.ones((), np.float32) for name in asked.adapter}
+    return ElasticWeights(fisher=alike, anchor=dict(asked.adapter), strength=asked.proximal_mu)
 
 
 def _reason(error: Exception) -> str:

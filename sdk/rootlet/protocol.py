@@ -8,18 +8,22 @@ with values that make sense.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from rootlet import feedback_record
-from rootlet.errors import RecordError
+from rootlet.compression import UPDATE, Compression
 from rootlet.feedback_record import FEEDBACK, MAX_FEEDBACK_BYTES, MAX_VERSION
 from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord, Records
-from rootlet.record_checks import check_adapter, require
-
-PROTOCOL_VERSION = 1
+from rootlet.record_checks import (
+    PROTOCOL_VERSION,
+    check_adapter,
+    check_config,
+    check_names,
+    require,
+)
 
 TRAIN, EVALUATE = "train", "evaluate"
 METRICS = ("accuracy", "error")
@@ -33,6 +37,7 @@ ERROR_MALFORMED = 1003
 """The request could not be read."""
 
 MAX_NAME = 200
+MAX_MU = 1e6
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUNDLE_KEYS = {
     "protocol": int,
@@ -45,6 +50,8 @@ _VERSION = "feedback_version"
 _TRAINED = ("loss", "train_s", "energy_estimated_j", "bytes_down", "bytes_up")
 _INTEGERS = {"num-examples", "bytes_down", "bytes_up", _VERSION}
 _TRAIN_KEYS = {**_BUNDLE_KEYS, "epochs": int, "batch_size": int, "learning_rate": float}
+
+_TRAIN_OPTIONS = {"proximal_mu": float, "compression": str, "top_k": float}
 
 Arrays = Mapping[str, np.ndarray]
 AnyRecords = Mapping[str, Mapping[str, Any]]
@@ -91,7 +98,7 @@ class EvaluateRequest:
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        config = _config(records, _BUNDLE_KEYS)
+        config = check_config(records, _BUNDLE_KEYS)
         return cls(adapter=dict(records["arrays"]), **config)
 
     def _config(self) -> dict[str, int | float | str]:
@@ -113,12 +120,18 @@ class TrainRequest(EvaluateRequest):
         batch_size: Examples of one step.
         learning_rate: Step size.
         feedback: A refreshed feedback to learn by, as its publisher signed it; empty for none.
+        proximal_mu: How strongly the adapter is held near the received one (FedProx, Li et al.
+            2020): after each step, ``w <- w_received + (w - w_received) / (1 + rate proximal_mu)``.
+            0, which is not sent, for not at all.
+        compression: How the update shall travel; None, which is not sent, for the adapter itself.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     feedback: bytes = b""
+    proximal_mu: float = 0.0
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +141,8 @@ class TrainRequest(EvaluateRequest):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
         require(positive, "learning_rate", self.learning_rate, "positive and finite")
+        mu = self.proximal_mu
+        require(math.isfinite(mu) and 0 <= mu <= MAX_MU, "proximal_mu", mu, f"0 to {MAX_MU:g}")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
@@ -142,16 +157,25 @@ class TrainRequest(EvaluateRequest):
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
         record = records.get(FEEDBACK)
-        config = _config({k: v for k, v in records.items() if k != FEEDBACK}, _TRAIN_KEYS)
+        plain = {k: v for k, v in records.items() if k != FEEDBACK}
+        config = check_config(plain, _TRAIN_KEYS, _TRAIN_OPTIONS)
         part = b"" if record is None else feedback_record.from_record(record)
-        return cls(adapter=dict(records["arrays"]), feedback=part, **config)
+        kind, top_k = config.pop("compression", None), config.pop("top_k", 0.0)
+        require(kind is not None or not top_k, "top_k", top_k, "0 without compression")
+        smaller = None if kind is None else Compression(kind=kind, top_k=top_k)
+        adapter = dict(records["arrays"])
+        return cls(adapter=adapter, feedback=part, compression=smaller, **config)
 
     def _config(self) -> dict[str, int | float | str]:
+        top_k = 0.0 if self.compression is None else float(self.compression.top_k)
         return {
             **super()._config(),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "learning_rate": float(self.learning_rate),
+            **({"proximal_mu": float(self.proximal_mu)} if self.proximal_mu else {}),
+            **({} if self.compression is None else {"compression": self.compression.kind}),
+            **({"top_k": top_k} if top_k else {}),
         }
 
 
@@ -188,7 +212,7 @@ class EvaluateReply:
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        _check_names("records", records, {"metrics"})
+        check_names("records", records, {"metrics"})
         return cls(**_metrics(records["metrics"], ("received",), ("loss",)))
 
     def _numbers(self) -> dict[str, float]:
@@ -200,7 +224,7 @@ class TrainReply(EvaluateReply):
     """A trained adapter, and what it took.
 
     Attributes:
-        adapter: float32 arrays by adapter name.
+        adapter: float32 arrays by adapter name; not sent where there is an `update`.
         num_examples: Examples trained on: the adapter's weight in the average.
         loss: Mean loss over the last epoch.
         trained: The metric of the trained adapter, on the examples that `received` is measured on.
@@ -210,6 +234,7 @@ class TrainReply(EvaluateReply):
         bytes_up: Bytes of the objects that carry the adapter.
         feedback_version: Of the refreshed feedback that the device keeps; 0, which is not sent,
             for none.
+        update: Trained minus received, as the request's compression encodes it; empty for none.
     """
 
     adapter: Arrays
@@ -219,10 +244,12 @@ class TrainReply(EvaluateReply):
     bytes_down: int
     bytes_up: int
     feedback_version: int = 0
+    update: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adapter(self.adapter)
+        if not self.update:
+            check_adapter(self.adapter)
         for name in ("train_s", "energy_estimated_j", "bytes_down", "bytes_up"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         version = self.feedback_version
@@ -230,7 +257,8 @@ class TrainReply(EvaluateReply):
 
     def to_records(self) -> Records:
         """Return the content of the message."""
-        return {"arrays": ArrayRecord(self.adapter), **super().to_records()}
+        name, arrays = (UPDATE, self.update) if self.update else ("arrays", self.adapter)
+        return {name: ArrayRecord(arrays), **super().to_records()}
 
     @classmethod
     def from_records(cls, records: AnyRecords) -> Self:
@@ -239,13 +267,15 @@ class TrainReply(EvaluateReply):
         Raises:
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
-        _check_names("records", records, {"arrays", "metrics"})
+        kind = UPDATE if UPDATE in records else "arrays"
+        check_names("records", records, {kind, "metrics"})
         values = _metrics(
             records["metrics"],
             ("received", "trained"),
             (*_TRAINED, _VERSION) if _VERSION in records["metrics"] else _TRAINED,
         )
-        return cls(adapter=dict(records["arrays"]), **values)
+        adapter, update = (dict(records.get(name, {})) for name in ("arrays", UPDATE))
+        return cls(adapter=adapter, update=update, **values)
 
     def _numbers(self) -> dict[str, float]:
         return {
@@ -259,32 +289,6 @@ class TrainReply(EvaluateReply):
         }
 
 
-def _check_names(what: str, found: Mapping[str, object], expected: set[str]) -> None:
-    missing, unknown = expected - set(found), set(found) - expected
-    if missing or unknown:
-        raise RecordError(
-            f"{what}: missing {sorted(missing)}, unknown {str(sorted(unknown))[:200]}; protocol "
-            f"{PROTOCOL_VERSION} has {sorted(expected)}"
-        )
-
-
-def _config(records: AnyRecords, keys: Mapping[str, type]) -> dict[str, Any]:
-    """Return the checked settings of a request, without the protocol's version."""
-    _check_names("records", records, {"arrays", "config"})
-    config = dict(records["config"])
-    version = config.get("protocol")
-    if version != PROTOCOL_VERSION:
-        raise RecordError(
-            f"protocol is {version!r:.40}; this device speaks {PROTOCOL_VERSION}: install the same "
-            "rootlet version on both sides"
-        )
-    _check_names("config", config, set(keys))
-    for name, kind in keys.items():
-        require(type(config[name]) is kind, name, config[name], f"of type {kind.__name__}")
-    del config["protocol"]
-    return config
-
-
 def _metrics(
     record: Mapping[str, Any], measured: tuple[str, ...], plain: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def _metrics(
     metric = next((name for name in METRICS if f"{name}_received" in record), METRICS[0])
     fields = {name: name for name in plain} | {f"{metric}_{name}": name for name in measured}
     fields["num-examples"] = "num_examples"
-    _check_names("metrics", record, set(fields))
+    check_names("metrics", record, set(fields))
     for name in fields:
         integer = name in _INTEGERS
         kinds = (int,) if integer else (int, float)

@@ -12,6 +12,7 @@ adapter-<hash>/ checkpoint of the adapter of one bundle, by the hash of its mani
 examples/       what the app observed (`rootlet.store`)
 replay/         the replay buffer, where the device has one (`rootlet.continual`)
 ledger.jsonl    what left the device (`rootlet.ledger`); ledger.head beside it
+enrolment/      who vouches for the device in secure rounds (`rootlet.secagg.enrolment`)
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
@@ -52,6 +53,7 @@ class StateDirectory:
         self.examples = path / "examples"
         self.mailbox = path / "mailbox"
         self.replay = path / "replay"
+        self.enrolment = path / "enrolment"
         self._lock = DirectoryLock(path)
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from rootlet.cli_bundle import add_bundle_parser
 from rootlet.cli_device import add_device_parser
+from rootlet.cli_enrol import add_enrol_parser
 from rootlet.cli_ledger import add_ledger_parser
 from rootlet_runtime.errors import RootletError
 from rootlet_server.bench.cli import add_bench_parser
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_bundle_parser(commands)
     add_device_parser(commands)
+    add_enrol_parser(commands)
     add_ledger_parser(commands)
     add_serve_parser(commands)
     add_status_parser(commands)

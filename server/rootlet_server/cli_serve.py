@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rootlet.compression import KINDS
 from rootlet_runtime.signing import load_public_key
 from rootlet_server import federation
+from rootlet_server.cli_secure import add_secure_options, privacy_settings, secure_settings
+from rootlet_server.federation.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from rootlet_server.federation.config import TlsChoice
@@ -22,7 +25,7 @@ DEFAULT_PORT = 9444
 
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = """\
-Start a Flower SuperLink, wait for devices, run rounds of federated averaging over the adapters of a
+Start a Flower SuperLink, wait for devices, run rounds of federated learning over the adapters of a
 bundle, and write the improved bundle. Interrupted, the same command goes on after the last finished
 round."""
 
@@ -50,6 +53,9 @@ def add_serve_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the private key that signs the improved bundle",
     )
     _add_round_options(parser.add_argument_group("rounds"))
+    add_secure_options(parser.add_argument_group("privacy"))
+    _add_strategy_options(parser.add_argument_group("strategy"))
+    _add_update_options(parser.add_argument_group("updates"))
     _add_network_options(parser.add_argument_group("network"))
     _add_file_options(parser.add_argument_group("files"))
 
@@ -75,11 +81,72 @@ def _add_round_options(group: argparse._ArgumentGroup) -> None:
         help="how long a round waits for answers (default: %(default)s)",
     )
     add(
+        "--max-update-norm",
+        type=float,
+        default=1e4,
+        metavar="L",
+        help="leave out an update that is longer (default: %(default)g)",
+    )
+    add(
         "--wait",
         type=float,
         default=3600.0,
         metavar="SECONDS",
         help="how long a round waits for enough devices (default: %(default)s)",
+    )
+
+
+def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--strategy",
+        metavar="NAME",
+        help=f"{', '.join(STRATEGIES)} (default: loramean where the bundle's A learns, else "
+        "fedavg)",
+    )
+    add(
+        "--strategy-option",
+        action="append",
+        type=_option,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the strategy (docs/strategies.md); repeatable",
+    )
+    add(
+        "--over-select",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="ask FACTOR times --cohort-size and take the first answers (default: %(default)s)",
+    )
+    add(
+        "--min-replies",
+        type=int,
+        default=1,
+        help="answers below which a round is repeated (default: %(default)s)",
+    )
+    add("--tags", type=Path, metavar="FILE", help="TOML: tag = [device key files]")
+    add(
+        "--select",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="ask only devices that carry this tag; repeatable, all must be carried",
+    )
+
+
+def _add_update_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compression",
+        choices=KINDS,
+        help="send updates quantised stochastically, or their largest values only",
+    )
+    group.add_argument(
+        "--top-k",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the values that --compression top-k sends",
     )
 
 
@@ -129,6 +196,24 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="checkpoint, certificates, events and logs (default: ./%(default)s)",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on after the last finished round, or end with an error where there is none; "
+        "without it a federation goes on where it can and else begins",
+    )
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="what is printed: lines for people, or one JSON object for each event",
+    )
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the figures of every round for TensorBoard",
+    )
     add("--out", type=Path, metavar="FILE", help="the improved bundle (default: in --state-dir)")
     add("--events", type=Path, metavar="FILE", help="event log (default: in --state-dir)")
     add(
@@ -148,14 +233,16 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve as the arguments say; returns the exit code."""
     from rootlet_server.federation.metrics import metrics_endpoint  # noqa: PLC0415
+    from rootlet_server.federation.tensorboard import tensorboard_log  # noqa: PLC0415
 
     federation.require_pinned_flwr()
     config = _config(arguments)
     try:
         with (
             _sigterm_as_interrupt(),
-            federation.show_events(sys.stdout) as show,
-            metrics_endpoint(arguments.metrics_port, show) as on_event,
+            federation.show_events(sys.stdout, as_json=arguments.log_format == "json") as show,
+            tensorboard_log(arguments.tensorboard, show) as drawn,
+            metrics_endpoint(arguments.metrics_port, drawn) as on_event,
         ):
             result = federation.serve(config, on_event)
     except KeyboardInterrupt:
@@ -164,7 +251,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         raise
-    print(f"wrote {result.bundle} (version {result.version}) in {result.seconds:.1f} s")
+    if arguments.log_format == "text":  # the last line of JSON says the same
+        print(f"wrote {result.bundle} (version {result.version}) in {result.seconds:.1f} s")
     return 0
 
 
@@ -191,6 +279,18 @@ def _config(arguments: argparse.Namespace) -> "federation.ServeConfig":
         node_keys=arguments.node_keys,
         evaluate_data=arguments.evaluate_data,
         feedback=arguments.feedback,
+        resume=arguments.resume,
+        max_update_norm=arguments.max_update_norm,
+        secure=secure_settings(arguments),
+        privacy=privacy_settings(arguments),
+        strategy=arguments.strategy,
+        strategy_options=dict(arguments.strategy_option),
+        over_select=arguments.over_select,
+        min_replies=arguments.min_replies,
+        tags=arguments.tags,
+        select=tuple(arguments.select),
+        compression=arguments.compression,
+        top_k=arguments.top_k,
     )
 
 
@@ -198,6 +298,13 @@ def _trusted_key(text: str) -> Ed25519PublicKey:
     if _HEX_KEY.fullmatch(text):
         return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
     return load_public_key(text)
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
 
 
 def _tls(text: str) -> "TlsChoice":

@@ -12,7 +12,9 @@ RootletError                       (rootlet_runtime.errors)
 │   ├── RunError                   the ServerApp ended before its last round
 │   ├── NotEnoughDevicesError      too few devices came, or too few answered
 │   ├── ReplyError                 a device's reply that may not be aggregated
+│   ├── AggregationError           answers from which a strategy makes no usable adapter
 │   └── RoundCheckpointError       a round checkpoint that is damaged or of another bundle
+├── StrategyStateError             a strategy whose own state cannot be saved
 └── SimulationError                a simulation could not be run
     ├── SimulationConfigError      a setting outside its bounds, or two that exclude each other
     ├── PopulationError            clients whose examples cannot be used
@@ -64,6 +66,14 @@ class NotEnoughDevicesError(FederationError):
 
 class ReplyError(FederationError, ValueError):
     """A device's reply may not be aggregated."""
+
+
+class AggregationError(FederationError):
+    """A strategy makes no usable adapter from the answers of a round."""
+
+
+class StrategyStateError(RootletError):
+    """A strategy's own state cannot be saved."""
 
 
 class RoundCheckpointError(FederationError):

@@ -20,12 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from report import print_heading, print_table, with_spread
-from scipy.ndimage import rotate
-from torch import nn
+from turned_digits import turned_digits
 
 from rootlet_runtime.bundle import Bundle
-from rootlet_server.bench.task_handwriting import pictures
-from rootlet_server.compiler import CompileConfig, compile_bundle
 from rootlet_server.simulation import (
     Latency,
     LocalTraining,
@@ -34,7 +31,6 @@ from rootlet_server.simulation import (
     SimulationResult,
     simulate,
 )
-from rootlet_server.training import Arrays, FullTrainingConfig, TrainingData, train
 
 AT_ONCE, BUFFER, GOAL = 40, 20, 1.8
 WAYS = {
@@ -85,24 +81,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print_heading("Time to an accuracy in simulated hours", ("torch", "flwr"))
-    x, y = pictures()
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = x[order], y[order]
-    torch.manual_seed(0)
-    base = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
-        nn.Linear(64, 10),
-    )  # fmt: skip
-    upright = TrainingData(train=Arrays.of(x[:2000], y[:2000]))
-    base = train(base, upright, FullTrainingConfig(epochs=10, batch_size=50)).model
-    turned = rotate(x[2000:], 60, axes=(1, 2), reshape=False, order=1).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        compiled = compile_bundle(
-            base, calibration_x=x[:128], config=CompileConfig(rule="dfa"), name="async", version=1,
-            signing_key=None, out=Path(folder) / "async.rootlet",
-        )  # fmt: skip
-        bundle = Bundle.load(compiled.path, trusted_keys=[], allow_unsigned=True)
-        ways = {name: Way(pace, bundle, (turned, y[2000:]), args) for name, pace in WAYS.items()}
+        bundle, digits = turned_digits(Path(folder))
+        ways = {name: Way(pace, bundle, digits, args) for name, pace in WAYS.items()}
         rates = {
             name: max(RATES, key=lambda rate: reached(way.run(rate, seed=100)))
             for name, way in ways.items()

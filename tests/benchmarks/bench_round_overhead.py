@@ -116,7 +116,7 @@ def rootlet_rounds(folder: Path, rounds: int) -> list[float]:
         deadline_s=60.0,
         wait_s=60.0,
         max_examples=1000,
-        checkpoint_path=folder / "round.safetensors",
+        checkpoint_path=folder / "federation.sqlite3",
         events_path=folder / "events.jsonl",
         bundle_path=folder,
         trusted_keys=(),

@@ -51,7 +51,7 @@ def test_the_law_is_gaussian():
 
 
 def test_laplace_noise_of_the_same_variance_is_noticed():
-    size = noise._discrete_laplace(4 * DRAWS, os.urandom) / SCALE
+    size = noise._discrete_laplace(4 * DRAWS, os.urandom, noise.SCALE_BITS) / SCALE
     assert stats.kstest(size / np.sqrt(2), "norm").pvalue < ALARM
 
 

@@ -24,6 +24,7 @@ from rootlet.fleet.messages import MESSAGES
 from rootlet.fleet.objects import ObjectSet
 from rootlet_runtime import Bundle
 from rootlet_server.cli import main
+from rootlet_server.federation.checkpoint import RoundCheckpoint
 from rootlet_server.federation.control import ControlLink
 from rootlet_server.federation.events import EventReader
 from rootlet_server.federation.superlink import SuperLink, SuperLinkConfig
@@ -204,7 +205,9 @@ def test_devices_improve_a_bundle_over_tls_with_node_authentication(
     looked_up = set(server.looked_up.read_text().split())
     assert looked_up <= {"127.0.0.1", "127.0.0.2", "localhost"}
     assert wait_until(lambda: not processes_of(server.state_dir), 5.0)
-    assert not list(server.state_dir.glob("round-*"))  # nothing to go on from
+    saved = server.state_dir / "federation.sqlite3"
+    with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as old:
+        assert not RoundCheckpoint.exists(saved, manifest_sha256=old.manifest_sha256)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

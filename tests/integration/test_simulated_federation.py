@@ -112,7 +112,7 @@ def test_the_servers_own_round_loop_runs_on_the_simulated_grid(float_bundle, tmp
             min_devices=DEVICES, cohort_size=None, epochs=TRAINING.epochs,
             batch_size=TRAINING.batch_size, learning_rate=TRAINING.learning_rate,
             deadline_s=60.0, wait_s=60.0, max_examples=1000,
-            checkpoint_path=tmp_path / "round.safetensors", events_path=tmp_path / "events.jsonl",
+            checkpoint_path=tmp_path / "federation.sqlite3", events_path=tmp_path / "events.jsonl",
             bundle_path=float_bundle.path, trusted_keys=(),
         )  # fmt: skip
         RoundCheckpoint(

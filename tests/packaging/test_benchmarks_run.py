@@ -17,6 +17,7 @@ LAST_LINES = {
     "bench_memory.py --quick": "growth of memory, A frozen / A learns, tiny, batch 2: ",
     "bench_store.py --quick": "sealed / plain, append and read, worst: ratio ",
     "bench_full_training.py --quick": "throughput, train / by hand: ratio ",
+    "bench_secure_aggregation.py --quick": "mask loop / AES-256-CTR: ratio ",
     "bench_footprint.py --list-only": "installed size, rootlet / flwr + torch: ratio ",
 }
 

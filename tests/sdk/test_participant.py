@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from rootlet import protocol
+from rootlet.compression import Compression
+from rootlet.data import ArrayData
 from rootlet.energy_account import Allowance
 from rootlet.fleet.envelope import FleetRequest
 from rootlet.fleet.objects import records_bytes
 from rootlet.participant import Participant, RoundLimits
 from rootlet.protocol import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from rootlet_runtime import Bundle, Trainer
 from rootlet_runtime.energy import INSTRUCTIONS_PER_MAC, PJ_PER_INSTRUCTION, Energy, Work
 from rootlet_runtime.errors import AdapterError, DataError, DivergedError, NonFiniteLossError
 from rootlet_runtime.fit import FitProgress, FitResult
@@ -124,7 +127,7 @@ def test_training_is_measured_before_and_after(tmp_path):
     assert (len(held_out[0]), len(held_out[1])) == (4, 4)
     expected = {
         "epochs": 2, "batch_size": 8, "learning_rate": 0.1, "rng": rng,
-        "checkpoint_dir": tmp_path, "schedule": ROUND, "energy_limit_j": None,
+        "checkpoint_dir": tmp_path, "schedule": ROUND, "energy_limit_j": None, "elastic": None,
     }  # fmt: skip
     assert {name: fit[name] for name in expected} == expected
 
@@ -284,3 +287,33 @@ def test_the_last_fit_can_be_asked_for():
     trainer.fails_with = ZeroDivisionError()
     participant.answer(ask())
     assert participant.last_fit is None
+
+
+def test_a_compressed_update_is_what_was_learnt():
+    trainer = AddingTrainer()
+    compression = Compression(kind="int8")
+    answer = Participant(trainer, Data()).answer(ask(compression=compression))
+    reply = TrainReply.from_records(answer.records)
+    like = {"w": np.zeros(3, np.float32)}
+    np.testing.assert_allclose(compression.decode(reply.update, like)["w"], [2.0] * 3, rtol=1e-6)
+    assert reply.bytes_up == records_bytes({"update": answer.records["update"]})
+    assert trainer.adapter["w"].tolist() == [2.0] * 3  # the device keeps what it trained, exactly
+
+
+def test_a_proximal_term_holds_the_adapter_near_the_received_one(mlp_bundle, tmp_path):
+    """FedProx on a real bundle: the larger mu, the nearer; the weights are the request's."""
+    with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as bundle:
+        start, moved = bundle.initial_adapter(), []
+        about = {
+            "bundle": bundle.manifest.name, "bundle_version": bundle.manifest.version,
+            "manifest_sha256": bundle.manifest_sha256, "adapter": start,
+        }  # fmt: skip
+        for mu in (0.0, 10.0, 1e6):
+            data = ArrayData.split((mlp_bundle.x[:64], mlp_bundle.y[:64]))
+            participant = Participant(Trainer(bundle), data, rng=np.random.default_rng(0))
+            answer = participant.answer(ask(**about, proximal_mu=mu))
+            trained = TrainReply.from_records(answer.records).adapter
+            moved.append(sum(float(np.square(trained[n] - start[n]).sum()) for n in start))
+    # lr mu = 1 halves the distance after every step; lr mu = 1e5 leaves 1e-5 of one step
+    assert moved[0] > 2 * moved[1] > 0
+    assert moved[2] < 1e-6 * moved[0]

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rootlet.compression import Compression
 from rootlet.errors import RecordError
 from rootlet.feedback_record import MAX_FEEDBACK_BYTES
 from rootlet.protocol import (
@@ -40,6 +41,13 @@ VALUES = [
 ]
 
 
+OPTIONAL_VALUES = [
+    TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, proximal_mu=0.25),
+    TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, compression=Compression(kind="int8")),
+    TrainRequest(
+        adapter=ADAPTER, **BUNDLE, **TRAINING, compression=Compression(kind="top-k", top_k=0.5)
+    ),
+]
 FEEDBACK_VALUES = [
     TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING, feedback=b"\x00part\xff"),
     TrainReply(adapter=ADAPTER, **MEASURED, **TRAINED, feedback_version=2**63 - 1),
@@ -52,7 +60,9 @@ def plain(value):
     return fields, {name: array.tolist() for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("value", VALUES + FEEDBACK_VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", VALUES + FEEDBACK_VALUES + OPTIONAL_VALUES, ids=lambda value: type(value).__name__
+)
 def test_values_survive_the_journey(value):
     records = {name: dict(record) for name, record in value.to_records().items()}
     assert plain(type(value).from_records(records)) == plain(value)
@@ -212,3 +222,46 @@ def test_feedback_that_no_message_may_carry_is_refused_where_it_is_sent():
     for version in (-1, 2**63):
         with pytest.raises(RecordError, match="feedback_version"):
             dataclasses.replace(FEEDBACK_VALUES[1], feedback_version=version)
+
+
+def test_a_proximal_term_is_a_setting_where_there_is_one():
+    plain_request = TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING)
+    assert "proximal_mu" not in plain_request.to_records()["config"]  # as older devices read it
+    held = dataclasses.replace(plain_request, proximal_mu=0.25).to_records()
+    assert held["config"]["proximal_mu"] == 0.25
+    for impossible in (-0.1, float("nan"), float("inf"), 1e7):
+        with pytest.raises(RecordError, match="proximal_mu"):
+            dataclasses.replace(plain_request, proximal_mu=impossible)
+    held["config"]["proximal_mu"] = 1
+    with pytest.raises(RecordError, match="of type float"):
+        TrainRequest.from_records(held)
+
+
+def test_a_compressed_update_travels_in_the_place_of_the_adapter():
+    update = {"w": np.ones(3, np.int8), "#scale": np.ones(1, np.float32)}
+    reply = TrainReply(adapter=ADAPTER, update=update, **MEASURED, **TRAINED)
+    records = reply.to_records()
+    assert set(records) == {"update", "metrics"}
+    read = TrainReply.from_records(records)
+    assert dict(read.adapter) == {}
+    np.testing.assert_array_equal(read.update["w"], update["w"])
+    with pytest.raises(RecordError, match="records"):
+        TrainReply.from_records({**records, "arrays": dict(ADAPTER)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"compression": "zip"}, "one of int8, int16, top-k"),
+        ({"compression": "top-k"}, "top_k is 0.0"),
+        ({"compression": "top-k", "top_k": 1.5}, "top_k is 1.5"),
+        ({"compression": "int8", "top_k": 0.5}, "0 where compression is int8"),
+        ({"top_k": 0.5}, "0 without compression"),
+        ({"compression": 8}, "of type str"),
+    ],
+)
+def test_impossible_compressions_are_refused(settings, reason):
+    records = TrainRequest(adapter=ADAPTER, **BUNDLE, **TRAINING).to_records()
+    records["config"].update(settings)
+    with pytest.raises(RecordError, match=reason):
+        TrainRequest.from_records(records)

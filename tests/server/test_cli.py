@@ -93,6 +93,20 @@ def test_a_failure_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code
     assert (captured.out, captured.err) == ("", line)
 
 
+def test_the_options_of_a_strategy_are_read_as_pairs(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(cli_serve, "run_serve", lambda arguments: given.append(arguments) or 0)
+    options = ["--strategy", "fedadam"]
+    options += ["--strategy-option", "eta=0.1", "--strategy-option", "tau=1"]
+    assert cli.main([*SERVE, *options, "--select", "camera", "--select", "night"]) == 0
+    (arguments,) = given
+    assert dict(arguments.strategy_option) == {"eta": "0.1", "tau": "1"}
+    assert arguments.select == ["camera", "night"]
+    with pytest.raises(SystemExit):
+        cli.main([*SERVE, "--strategy-option", "eta"])
+    assert "'eta' is not KEY=VALUE" in capsys.readouterr().err
+
+
 def test_a_module_of_ours_that_is_missing_is_a_bug_and_not_hidden(monkeypatch):
     monkeypatch.setattr(cli_serve, "run_serve", raising(ModuleNotFoundError("x", name="x")))
     with pytest.raises(ModuleNotFoundError):

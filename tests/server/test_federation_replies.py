@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from rootlet.compression import Compression
 from rootlet.flower import to_record_dict
 from rootlet.protocol import EvaluateReply, TrainReply
 from rootlet_server.errors import ReplyError
@@ -36,9 +37,20 @@ def reply(**changes):
     return to_record_dict(TrainReply(**values | changes).to_records())
 
 
+def read(content, metric="accuracy", compression=None):
+    """The metrics and the adapter."""
+    return check_train_reply(
+        Message(content, 1, "train"),
+        received=RECEIVED,
+        metric=metric,
+        max_examples=MAX_EXAMPLES,
+        compression=compression,
+    )
+
+
 def check(content, metric="accuracy"):
-    message = Message(content, 1, "train")
-    return check_train_reply(message, received=RECEIVED, metric=metric, max_examples=MAX_EXAMPLES)
+    """The metrics."""
+    return read(content, metric)[0]
 
 
 def test_what_the_sdk_sends_is_accepted():
@@ -54,10 +66,17 @@ def test_what_the_sdk_sends_is_accepted():
     }
 
 
-def test_the_feedback_that_a_device_holds_is_heard_and_left_out_of_the_average():
+def test_the_adapter_comes_in_the_order_of_the_one_that_was_sent():
+    content = reply()
+    content["arrays"] = ArrayRecord(dict(reversed(content["arrays"].items())))
+    adapter = read(content)[1]
+    assert list(adapter) == list(RECEIVED)
+    assert all((value == 1).all() for value in adapter.values())
+
+
+def test_the_feedback_that_a_device_holds_is_heard():
     content = reply(feedback_version=3)
     assert check(content)["feedback_version"] == 3
-    assert "feedback_version" not in content["metrics"]
     for impossible in (0, -1, 1.5, float("nan")):
         content = reply()
         content["metrics"]["feedback_version"] = impossible
@@ -69,6 +88,53 @@ def test_regression_measures_an_error():
     assert check(reply(metric="error"), metric="error")["error_trained"] == 0.75
     with pytest.raises(ReplyError, match="error_received"):
         check(reply(metric="error"))
+
+
+def compressed(compression, change=1.0, **changes):
+    """The content of a reply whose update travels compressed."""
+    update = {name: array + np.float32(change) for name, array in RECEIVED.items()}
+    sent = compression.encode(update, np.random.default_rng(0)) | changes
+    content = reply()
+    del content["arrays"]
+    content["update"] = ArrayRecord({name: Array(array) for name, array in sent.items()})
+    return content
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [Compression(kind="int8"), Compression(kind="int16"), Compression(kind="top-k", top_k=1.0)],
+    ids=lambda each: each.kind,
+)
+def test_a_compressed_update_moves_the_received_adapter(compression):
+    adapter = read(compressed(compression), compression=compression)[1]
+    assert list(adapter) == list(RECEIVED)
+    for name, value in adapter.items():
+        np.testing.assert_allclose(value, RECEIVED[name] + 1, atol=1 / 127)  # the coarsest scale
+        assert value.dtype == np.float32
+
+
+INT8 = Compression(kind="int8")
+
+
+@pytest.mark.parametrize(
+    ("content", "compression", "reason"),
+    [
+        (reply, INT8, "holds the records arrays, metrics; expected update, metrics"),
+        (lambda: compressed(INT8), None, "holds the records metrics, update; expected arrays"),
+        (lambda: compressed(Compression(kind="int16")), INT8, "int16"),
+        (lambda: compressed(INT8, **{"head.bias": np.zeros(4, np.int8)}), INT8, r"int8\[4\]"),
+        (lambda: compressed(INT8, extra=np.zeros(4, np.int8)), INT8, "extra"),
+        (lambda: compressed(INT8, **{"#scale": np.full(2, -1, np.float32)}), INT8, "a scale is"),
+        (lambda: compressed(INT8, **{"#scale": np.full(2, np.inf, np.float32)}), INT8, "finite"),
+        (lambda: compressed(INT8, **{"#scale": np.full(2, 3e38, np.float32)}), INT8,
+         "not finite, once moved"),
+    ],
+)  # fmt: skip
+def test_a_compressed_update_that_was_not_asked_for_or_is_false_is_left_out(
+    content, compression, reason
+):
+    with pytest.raises(ReplyError, match=reason):
+        read(content(), compression=compression)
 
 
 def test_what_the_sdk_sends_to_evaluate_is_accepted():
@@ -149,7 +215,6 @@ def test_anything_else_is_left_out_by_name(content, reason):
 def test_a_device_weighs_by_at_most_max_examples():
     content = with_metric("num-examples", MAX_EXAMPLES + 1)
     assert check(content)["num-examples"] == MAX_EXAMPLES
-    assert content["metrics"]["num-examples"] == MAX_EXAMPLES  # what FedAvg weighs by
 
 
 def test_a_header_that_claims_a_terabyte_allocates_nothing():

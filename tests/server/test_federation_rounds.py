@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from flwr.serverapp import Grid
 from rootlet.flower import from_record_dict, to_record_dict
 from rootlet.protocol import EvaluateReply, TrainReply, TrainRequest
 from rootlet_server.errors import NotEnoughDevicesError, RoundCheckpointError
+from rootlet_server.federation.accepted import weighted_means
 from rootlet_server.federation.checkpoint import RoundCheckpoint
 from rootlet_server.federation.events import EventLog, EventReader
-from rootlet_server.federation.exchange import exchange
+from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.plan import FederationPlan
-from rootlet_server.federation.rounds import RoundLoop, weighted_means
+from rootlet_server.federation.rounds import RoundLoop
 
 pytestmark = pytest.mark.usefixtures("in_a_run")
 
@@ -130,7 +132,7 @@ def plan(tmp_path):
         deadline_s=0.3,
         wait_s=0.3,
         max_examples=1000,
-        checkpoint_path=tmp_path / "round.safetensors",
+        checkpoint_path=tmp_path / "federation.sqlite3",
         events_path=tmp_path / "events.jsonl",
         bundle_path=tmp_path / "tiny.rootlet",
         trusted_keys=(),
@@ -303,8 +305,145 @@ def test_a_part_goes_to_those_who_may_lack_it(plan):
     assert sorted(versions[:8]) == [0] * 5 + [2] * 3
 
 
+def wandering(node):
+    """A device whose update depends on what it received and on nothing else."""
+
+    def answer(message):
+        if message.metadata.message_type == "evaluate":
+            return device()(message)
+        request = TrainRequest.from_records(from_record_dict(message.content))
+        sum_ = sum(float(array.sum()) for array in request.adapter.values())
+        return device(examples=node + 1, shift=np.sin(sum_ + node))(message)
+
+    return answer
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(plan, tmp_path, strategy):
+    """Moments included: the second half, by a new server, is that of a run that went through."""
+    devices = {node: wandering(node) for node in range(3)}
+    whole, _, _ = run(change(plan, rounds=4, strategy=strategy), devices)
+    other = change(plan, checkpoint_path=tmp_path / "other.sqlite3", strategy=strategy)
+    RoundCheckpoint(manifest_sha256=MANIFEST, round=0, adapter=INITIAL).save(other.checkpoint_path)
+    run(change(other, rounds=2), devices)
+    resumed, _, _ = run(change(other, rounds=4), devices)
+    assert whole.adapter.keys() == resumed.adapter.keys()
+    for name, array in whole.adapter.items():
+        np.testing.assert_array_equal(array, resumed.adapter[name])
+    for name, array in whole.strategy_state.items():
+        np.testing.assert_array_equal(array, resumed.strategy_state[name])
+    if strategy != "fedavg":
+        forgetful = RoundCheckpoint.load(other.checkpoint_path, manifest_sha256=MANIFEST)
+        assert forgetful.strategy_state  # the control: without it the next round is another one
+
+
+def test_another_strategy_does_not_take_up_what_it_cannot_use(plan):
+    run(change(plan, rounds=1, strategy="fedadam"), {1: device()})
+    with pytest.raises(
+        RoundCheckpointError, match=r"state of strategy fedadam.*--strategy fedadam"
+    ):
+        run(change(plan, rounds=2, strategy="fedavgm"), {1: device()})
+    run(change(plan, rounds=2, strategy="fedadam"), {1: device()})
+
+
+def test_what_the_strategy_tells_devices_is_in_the_request(plan):
+    told = []
+
+    def listening(message):
+        if message.metadata.message_type == "train":
+            told.append(TrainRequest.from_records(from_record_dict(message.content)).proximal_mu)
+        return device()(message)
+
+    run(change(plan, strategy="fedprox", strategy_options={"proximal_mu": "0.5"}), {1: listening})
+    assert told == [0.5]
+
+
+def test_a_round_ends_with_the_answers_that_it_wants(plan):
+    """Over-selection: five are asked for three answers, and the silent two cost nothing."""
+    devices = {node: device() for node in range(3)} | {3: silent, 4: silent}
+    asked_for = change(plan, cohort_size=3, over_select=1.5, deadline_s=30.0, min_replies=3)
+    start = time.monotonic()
+    grid, log = MemoryGrid(devices), EventLog(plan.events_path)
+    loop = RoundLoop(grid, asked_for, log)
+    loop._evaluate = lambda state: None  # which would wait for the silent ones
+    state = loop.run()
+    log.close()
+    assert state.round == 1
+    assert time.monotonic() - start < 10
+    events = EventReader(plan.events_path).read()
+    finished = next(event for event in events if event.kind == "round_finished")
+    assert (finished.devices, finished.asked) == (3, 5)
+
+
+def test_a_busy_device_is_left_alone_while_others_suffice(plan):
+    devices = {1: device(), 2: device(), 3: silent}
+    _, _, grid = run(change(plan, rounds=3, cohort_size=2, over_select=1.5), devices)
+    assert grid.asked[0] == [1, 2, 3]
+    # the third is still at the first round; two are enough, and it makes the third of three
+    assert [len(cohort) for cohort in grid.asked[:-1]] == [3, 3, 3]
+    _, _, grid = run(change(plan, rounds=6, cohort_size=None, min_devices=2), devices)
+    assert grid.asked[:-1] == [[1, 2, 3], [1, 2], [1, 2]]
+
+
+def test_too_few_answers_repeat_the_round_and_then_end_the_run(plan):
+    flaky = [failing, failing, device()]
+
+    def recovering(message):
+        train = message.metadata.message_type == "train"
+        return (flaky.pop(0) if train and len(flaky) > 1 else device())(message)
+
+    state, events, _ = run(change(plan, min_replies=2), {1: device(), 2: recovering})
+    assert state.round == 1
+    repeated = [event for event in events if event.kind == "round_repeated"]
+    assert [event.reason for event in repeated] == ["1 of 2 answers that a round needs"] * 2
+    with pytest.raises(NotEnoughDevicesError, match="in 3 attempts, each of which needs 2"):
+        run(change(plan, rounds=2, min_replies=2), {1: device(), 2: failing})
+
+
+def test_a_strategy_asks_for_as_many_answers_as_it_needs(plan):
+    with pytest.raises(NotEnoughDevicesError, match="each of which needs 5"):
+        run(change(plan, strategy="krum"), {node: device() for node in range(4)})
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"strategy": "fedavgm", "strategy_options": {"server_learning_rate": 5}},
+        {"strategy": "fedadam"},
+    ],
+    ids=["adapter", "moments"],
+)
+def test_what_is_not_finite_is_never_saved(plan, strategy):
+    """float32's largest numbers are finite; five times one is not, nor is its square."""
+    wild = device(shift=3e38)
+    with pytest.raises(NotEnoughDevicesError):
+        run(change(plan, max_update_norm=1e300, **strategy), {1: wild, 2: wild})
+    saved = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=MANIFEST)
+    assert (saved.round, dict(saved.strategy_state)) == (0, {})
+    reasons = [e.reason for e in EventReader(plan.events_path).read() if e.kind == "round_repeated"]
+    assert len(reasons) == 3
+    assert "not finite" in reasons[0]
+
+
+def test_an_absurd_update_is_left_out_and_the_round_goes_on(plan):
+    _, found, _ = run(change(plan, max_update_norm=100.0), {1: device(), 2: device(shift=1e3)})
+    reasons = [event.reason for event in found if event.kind == "reply_refused"]
+    told = "the update is 3873 long; at most 100 is taken (--max-update-norm)"
+    assert set(reasons) == {told}
+    devices = [event.devices for event in found if event.kind == "round_finished"]
+    assert devices == [1] * plan.rounds
+
+
+def test_only_selected_nodes_are_asked(plan):
+    devices = {node: device() for node in range(6)}
+    _, _, grid = run(change(plan, nodes=(1, 4, 77)), devices)
+    assert grid.asked == [[1, 4], [1, 4]]
+    with pytest.raises(NotEnoughDevicesError, match="1 devices that carry the selected tags"):
+        run(change(plan, rounds=2, nodes=(1,), min_devices=2), devices)
+
+
 def test_a_checkpoint_of_another_bundle_is_refused(plan):
-    with pytest.raises(RoundCheckpointError, match="belongs to the bundle"):
+    with pytest.raises(RoundCheckpointError, match="has no round of the bundle"):
         RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256="cd" * 32)
 
 
@@ -313,13 +452,16 @@ def test_a_checkpoint_of_another_bundle_is_refused(plan):
 )
 def test_a_damaged_checkpoint_is_refused(plan, content):
     plan.checkpoint_path.write_bytes(content)
-    with pytest.raises(RoundCheckpointError, match="not a round checkpoint"):
+    with pytest.raises(
+        RoundCheckpointError, match=r"cannot be used as the federation|has no round"
+    ):
         RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=MANIFEST)
 
 
 def test_a_plan_is_read_back_as_written(plan, tmp_path):
     files = {"evaluate_path": tmp_path / "x.npz", "feedback_path": tmp_path / "f.part"}
-    for written in (plan, change(plan, **files, cohort_size=4)):
+    asked = {"strategy": "krum", "strategy_options": {"num_malicious": 2}, "nodes": (3, 2**63)}
+    for written in (plan, change(plan, **files, **asked, cohort_size=4)):
         written.save(tmp_path / "plan.json")
         assert FederationPlan.load(tmp_path / "plan.json") == written
 
@@ -333,7 +475,8 @@ def test_the_wait_between_two_looks_grows_with_the_round():
         now[0] += seconds
 
     messages = [Message(to_record_dict({}), 1, "train")]
-    list(exchange(grid, messages, deadline_s=100.0, clock=lambda: now[0], sleep=sleep))
+    exchange = Exchange(grid, lifetime_s=200.0, clock=lambda: now[0], sleep=sleep)
+    list(exchange.answers(exchange.ask(1, messages), deadline_s=100.0))
     assert waits[0] == 0.05
     assert max(waits) <= 1.0
     assert now[0] == pytest.approx(100.0)

@@ -1,5 +1,6 @@
 """A federation's status: what events come to, what is printed, and what Prometheus reads."""
 
+import io
 import json
 import socket
 import urllib.request
@@ -11,9 +12,11 @@ from rootlet.lock import DirectoryLock
 from rootlet_server.cli import main
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation import events
+from rootlet_server.federation.console import show_events
 from rootlet_server.federation.events import EventLog
 from rootlet_server.federation.metrics import metrics_endpoint
 from rootlet_server.federation.status import FederationStatus, read_status
+from rootlet_server.federation.tensorboard import figures, tensorboard_log
 
 ROUND = {
     "devices": 3, "asked": 4, "seconds": 2.5, "means": {"loss": 0.5, "accuracy_trained": 0.75},
@@ -121,3 +124,30 @@ def test_a_port_that_is_taken_is_named():
 
 def test_a_status_without_events():
     assert FederationStatus().state == "starting"
+
+
+def test_json_lines_are_the_events(state_dir):
+    shown = io.StringIO()
+    with show_events(shown, as_json=True) as show:
+        for event in HAPPENED:
+            show(event)
+    assert shown.getvalue() == (state_dir / "events.jsonl").read_text()
+
+
+def test_tensorboard_gets_the_figures_of_every_round(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    heard = []
+    with tensorboard_log(tmp_path, heard.append) as hear:
+        for event in HAPPENED:
+            hear(event)
+    assert heard == HAPPENED
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, round(each.value, 6)) for each in read.Scalars("server/accuracy")] == [
+        (1, 0.6), (2, 0.7),
+    ]  # fmt: skip
+    assert {"devices/loss", "round/seconds", "round/energy_estimated_j"} <= set(
+        read.Tags()["scalars"]
+    )
+    protected = events.RoundFinished(round=3, protection="one sum", **(ROUND | {"means": {}}))
+    assert set(figures(protected)) == {"round/seconds", "round/devices"}

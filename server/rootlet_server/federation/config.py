@@ -1,14 +1,22 @@
 """What `rootlet serve` is told."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rootlet.compression import Compression
+from rootlet.errors import RecordError
 from rootlet_server.errors import ServeConfigError
 from rootlet_server.federation.address import is_wildcard, require_guarded
+from rootlet_server.federation.privacy import FederationPrivacy
+from rootlet_server.federation.strategies import OF_THE_MEAN, STRATEGIES, make_settings
+from rootlet_server.secagg.settings import SecureSettings
+
+MOST_OVER_SELECTION = 10.0
 
 TlsChoice = Literal["off", "auto"] | tuple[Path, Path, Path]
 
@@ -43,6 +51,21 @@ class ServeConfig:
         evaluate_data: `.npz` file with `x` and `y` on which the server itself evaluates, or None.
         feedback: A refreshed feedback for the devices, read again before every round; the file may
             come later, its folder may not. None for none.
+        resume: Refuse to begin anew where there is no round to go on from.
+        max_update_norm: The Euclidean length beyond which an update is left out.
+        secure: Secure aggregation of every round, or None for updates in clear.
+        privacy: Differential privacy and its budget, or None for none.
+        strategy: How answers become the next adapter, by its name in `strategies.STRATEGIES`; None
+            for `loramean` where the bundle's A learns and single updates are seen, else `fedavg`.
+        strategy_options: Its options by name, as text or numbers.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers, so that it need not wait for the slowest.
+        min_replies: Answers below which a round is repeated; a strategy may need more.
+        tags: TOML file of tags and the key files in `node_keys` that carry them.
+        select: Tags that a device must carry, each of them, to be asked.
+        compression: How updates travel: `int8`, `int16` (stochastic quantisation) or `top-k`; None
+            for whole adapters in float32.
+        top_k: Share of the values that `top-k` sends, in (0, 1].
 
     Raises:
         ServeConfigError: a value outside its bounds.
@@ -72,16 +95,32 @@ class ServeConfig:
     database: Path | None = None
     evaluate_data: Path | None = None
     feedback: Path | None = None
+    resume: bool = False
+    max_update_norm: float = 1e4
+    secure: SecureSettings | None = None
+    privacy: FederationPrivacy | None = None
+    strategy: str | None = None
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    tags: Path | None = None
+    select: tuple[str, ...] = ()
+    compression: str | None = None
+    top_k: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "min_devices", "max_examples"):
+        for name in ("rounds", "min_devices", "max_examples", "min_replies"):
             _at_least_one(name, getattr(self, name))
         for name in ("cohort_size", "epochs", "batch_size"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        for name in ("learning_rate", "deadline_s", "wait_s"):
+        for name in ("learning_rate", "deadline_s", "wait_s", "max_update_norm"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.secure is not None:
+            self._check_secure(self.secure)
+        if self.privacy is not None or self.secure is not None:
+            self._check_protected()
         if self.feedback is not None and not self.feedback.parent.is_dir():
             raise ServeConfigError(f"feedback is {self.feedback}, in a folder that does not exist")
         if not 0 <= self.port <= 65535:
@@ -98,6 +137,84 @@ class ServeConfig:
                 f"host {self.host} names no machine; say by which names or addresses devices dial "
                 "it, for the certificate (--tls-name NAME)"
             )
+        self._check_cohorts()
+        self._check_compression()
+
+    def _check_compression(self) -> None:
+        if self.compression is None and self.top_k:
+            raise ServeConfigError(f"top_k is {self.top_k}; it goes with --compression top-k")
+        if self.compression is not None:
+            try:
+                Compression(kind=self.compression, top_k=self.top_k)
+            except RecordError as error:
+                raise ServeConfigError(str(error)) from None
+
+    def _check_cohorts(self) -> None:
+        if not (math.isfinite(self.over_select) and 1 <= self.over_select <= MOST_OVER_SELECTION):
+            raise ServeConfigError(
+                f"over_select is {self.over_select}; it must lie in 1..{MOST_OVER_SELECTION:g}"
+            )
+        if self.over_select > 1 and self.cohort_size is None:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but a round without cohort_size asks all that "
+                "are online; say how many answers it wants (--cohort-size)"
+            )
+        if self.select and (self.tags is None or self.node_keys is None):
+            raise ServeConfigError(
+                f"select is {', '.join(self.select)}; tags belong to device keys, so it needs the "
+                "file of tags and the keys (--tags FILE --node-keys DIR)"
+            )
+        if self.strategy is None and self.strategy_options:
+            raise ServeConfigError(
+                f"strategy_options has {', '.join(self.strategy_options)}, of no strategy; name it "
+                "(--strategy)"
+            )
+        settings = make_settings(self.strategy or "fedavg", self.strategy_options)
+        least = max(settings.least, settings.buffering.size if settings.buffering else 0)
+        if settings.buffering and self.over_select > 1:
+            raise ServeConfigError(
+                f"over_select is {self.over_select}, but strategy {self.strategy} waits for "
+                "nobody; leave it at 1"
+            )
+        name, fewest = min(
+            ((name, getattr(self, name)) for name in ("cohort_size", "min_devices")),
+            key=lambda item: math.inf if item[1] is None else item[1],
+        )
+        if max(least, self.min_replies) > fewest:
+            why = f"strategy {self.strategy} needs {least} answers a round"
+            why = why if least >= self.min_replies else f"min_replies is {self.min_replies}"
+            raise ServeConfigError(
+                f"{why}, but {name} is {fewest}; raise it (--{name.replace('_', '-')})"
+            )
+
+    def _check_secure(self, secure: SecureSettings) -> None:
+        smallest = min(self.min_devices, self.cohort_size or self.min_devices)
+        least = secure.least(smallest)
+        if smallest < least:
+            raise ServeConfigError(
+                f"min_devices is {self.min_devices}, and a secure round needs {least}: raise "
+                "--min-devices, or lower --min-live and the devices' own floor"
+            )
+
+    def _check_protected(self) -> None:
+        """Nothing beside the mean is known, so nothing may need it."""
+        by_example = self.secure is None and self.privacy is not None
+        if by_example and self.privacy is not None and self.privacy.unit == "example":
+            allowed: tuple[str, ...] = tuple(STRATEGIES)
+            reads_losses = ("qfedavg",)
+            allowed = tuple(name for name in allowed if name not in reads_losses)
+        else:
+            allowed = OF_THE_MEAN
+        if self.strategy not in {*allowed, None}:
+            raise ServeConfigError(
+                f"strategy is {self.strategy}, which reads more than secure aggregation or privacy "
+                f"leaves it: take one of {', '.join(allowed)}"
+            )
+        if self.compression is not None:
+            raise ServeConfigError(
+                f"compression is {self.compression}; secure aggregation has its own "
+                "(--value-bits), and private updates travel whole: leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +228,8 @@ class ServePaths:
 
     @property
     def checkpoint(self) -> Path:
-        """The adapter of the last finished round; one file for each bundle."""
-        return self.state_dir / f"round-{self.manifest_sha256[:16]}.safetensors"
+        """The adapters of the last finished rounds, of every bundle."""
+        return self.state_dir / "federation.sqlite3"
 
     @property
     def plan(self) -> Path:

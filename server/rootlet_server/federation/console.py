@@ -9,24 +9,32 @@ from rich.live import Live
 from rich.table import Table
 
 from rootlet_server.federation.events import (
+    BudgetSpent,
     Evaluated,
     Event,
     Listening,
     OnEvent,
     ReplyRefused,
+    Restarted,
     RoundFinished,
+    RoundRepeated,
     RoundStarted,
     Waiting,
+    to_line,
 )
 
 
 @contextmanager
-def show_events(stream: TextIO) -> Iterator[OnEvent]:
+def show_events(stream: TextIO, *, as_json: bool = False) -> Iterator[OnEvent]:
     """A function that shows each event it is given.
 
     Args:
         stream: Where to; a terminal gets a live table, anything else plain lines.
+        as_json: One JSON object for each event, as in the event log, wherever to.
     """
+    if as_json:
+        yield lambda event: print(to_line(event), file=stream, flush=True)
+        return
     console = Console(file=stream, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         yield _lines(console)
@@ -80,7 +88,7 @@ def _cells(event: RoundFinished) -> tuple[str, ...]:
         kilobytes(event.bytes_down),
         kilobytes(event.bytes_up),
         f"{event.seconds:.2f}",
-        f"{event.energy_estimated_j:.3g} J",
+        "not sent" if event.protection else f"{event.energy_estimated_j:.3g} J",
     )
 
 
@@ -89,7 +97,8 @@ def _mean(event: RoundFinished, suffix: str) -> str:
     accuracy = event.means.get(f"accuracy_{suffix}")
     if accuracy is not None:
         return f"{100 * accuracy:.1f} %"
-    return f"{event.means[f'error_{suffix}']:.4g}"
+    error = event.means.get(f"error_{suffix}")
+    return "not sent" if error is None else f"{error:.4g}"
 
 
 def kilobytes(count: int) -> str:
@@ -101,10 +110,13 @@ def describe(event: Event) -> str | None:
     """One line about an event, or None for what needs none."""
     describers: dict[type[Event], Callable[..., str]] = {
         Listening: _describe_listening,
+        Restarted: lambda item: f"{item.reason}: started anew, after the last finished round",
         Waiting: lambda item: f"waiting for devices: {item.online} of {item.needed} online",
         RoundStarted: lambda item: f"round {item.round}: asked {len(item.cohort)} devices",
         ReplyRefused: lambda item: f"round {item.round}: left out node {item.node}: {item.reason}",
+        RoundRepeated: lambda item: f"round {item.round}: done again: {item.reason}",
         RoundFinished: _describe_round,
+        BudgetSpent: lambda item: f"after round {item.round}: {item.reason}",
         Evaluated: _describe_evaluation,
     }
     describer = describers.get(type(event))
@@ -119,6 +131,10 @@ def _describe_listening(event: Listening) -> str:
 
 def _describe_round(event: RoundFinished) -> str:
     number, devices, received, trained, down, up, seconds, energy = _cells(event)
+    if event.protection:
+        shown = f"round {number}: {devices} devices, {up} up, {seconds} s; {event.protection}"
+        central = ", ".join(f"{name} {value:.4g}" for name, value in (event.central or {}).items())
+        return f"{shown}; on the server's data: {central}" if central else shown
     return (
         f"round {number}: {devices} devices, received {received}, trained {trained}, "
         f"{down} down, {up} up, {seconds} s, {energy} (estimated)"

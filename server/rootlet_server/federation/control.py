@@ -12,7 +12,7 @@ from typing import Self
 import httpx
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
@@ -34,7 +34,7 @@ build-backend = "hatchling.build"
 [project]
 name = "rootlet-federation"
 version = "1.0.0"
-description = "FedAvg over the adapters of a rootlet bundle"
+description = "A strategy over the adapters of a rootlet bundle"
 license = { file = "LICENSE" }
 dependencies = []
 
@@ -86,6 +86,18 @@ class ControlLink:
         except httpx.HTTPStatusError as error:
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise _refused("a device key", error) from None
+
+    def nodes(self) -> dict[bytes, int]:
+        """The ids of the registered devices, by their public key as it was registered.
+
+        Raises:
+            SuperLinkError: the SuperLink does not tell.
+        """
+        try:
+            response = self._control.ListNodes(ListNodesRequest())
+        except httpx.HTTPStatusError as error:
+            raise _refused("to list the devices", error) from None
+        return {bytes(node.public_key): int(node.node_id) for node in response.nodes_info}
 
     def submit(self, plan_path: Path) -> int:
         """Submit the ServerApp with its plan.

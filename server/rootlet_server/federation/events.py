@@ -43,6 +43,18 @@ class Listening(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarted(Event):
+    """The server's processes were started anew, and go on after the last finished round.
+
+    Attributes:
+        reason: Which of them died.
+    """
+
+    kind: ClassVar[str] = "restarted"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
     """The server waits for devices.
 
@@ -80,6 +92,7 @@ class Reply(Event):
         phase: `train` or `evaluate`.
         seconds: From the request to the answer.
         metrics: The device's own figures, by the names of `docs/architecture.md`.
+        staleness: Rounds finished since the device was asked; 0 where all wait for each other.
     """
 
     kind: ClassVar[str] = "reply"
@@ -88,6 +101,7 @@ class Reply(Event):
     phase: str
     seconds: float
     metrics: Mapping[str, float]
+    staleness: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +123,28 @@ class ReplyRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundRepeated(Event):
+    """A round made no adapter and is done again.
+
+    Attributes:
+        round: The round, from 1.
+        reason: Too few answers, or an adapter that cannot be used.
+    """
+
+    kind: ClassVar[str] = "round_repeated"
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundFinished(Event):
-    """A round's adapter was averaged and saved.
+    """A round's adapter was aggregated and saved.
 
     Means are weighted by the devices' numbers of examples, sums run over the accepted replies.
 
     Attributes:
         round: The round, from 1.
-        devices: How many devices' updates are in the average.
+        devices: How many devices' updates were aggregated.
         asked: How many devices were asked.
         seconds: From the first request to the saved checkpoint.
         means: Mean of each metric: `loss`, `accuracy_received`, `accuracy_trained`, …
@@ -125,6 +153,8 @@ class RoundFinished(Event):
         train_s: The longest training time of a device, in seconds.
         energy_estimated_j: Sum of the devices' estimates, in joules.
         central: Metrics on the server's own evaluation data, if it has any.
+        protection: How the updates were protected from the server; then there are no means, and
+            neither training times nor energies.
     """
 
     kind: ClassVar[str] = "round_finished"
@@ -138,6 +168,21 @@ class RoundFinished(Event):
     train_s: float
     energy_estimated_j: float
     central: Mapping[str, float] | None = None
+    protection: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSpent(Event):
+    """The privacy budget holds no further round; what was learnt so far is the result.
+
+    Attributes:
+        round: The last round.
+        reason: What one more would have spent, and the budget.
+    """
+
+    kind: ClassVar[str] = "budget_spent"
+    round: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +234,8 @@ class Published(Event):
 KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
-        Listening, Waiting, RoundStarted, Reply, ReplyRefused, RoundFinished, Evaluated,
-        RunFinished, Published,
+        Listening, Restarted, Waiting, RoundStarted, Reply, ReplyRefused, RoundRepeated,
+        RoundFinished, BudgetSpent, Evaluated, RunFinished, Published,
     )
 }  # fmt: skip
 
@@ -206,8 +251,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one event."""
-        line = json.dumps({"kind": event.kind, **asdict(event)}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._file.write(to_line(event).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -216,6 +260,11 @@ class EventLog:
     def _ends_a_line(self) -> bool:
         self._file.seek(-1, os.SEEK_END)
         return self._file.read(1) == b"\n"
+
+
+def to_line(event: Event) -> str:
+    """An event as one line of JSON."""
+    return json.dumps({"kind": event.kind, **asdict(event)}, allow_nan=False)
 
 
 class EventReader:

@@ -4,6 +4,8 @@ The SuperNode's owner names the files in the node configuration, never the serve
 
     flower-supernode ... --node-config 'bundle="/d/m.rootlet" trusted-key="/d/k.pub.pem"
     data="/d/x.npz"'
+
+An enrolled node adds `enrolment="/d/enrolment"`, and takes part in secure rounds.
 """
 
 from pathlib import Path
@@ -32,6 +34,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return _participant(context)(message, context)
 
 
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer a stage of a secure round as a rootlet device does."""
+    return _participant(context)(message, context)
+
+
 def _participant(context: Context) -> ClientApp:
     names = ("bundle", "trusted-key", "data")
     missing = [name for name in names if name not in context.node_config]
@@ -41,6 +49,9 @@ def _participant(context: Context) -> ClientApp:
             '--node-config \'bundle="..." trusted-key="..." data="..."\''
         )
     bundle, key, data = (Path(str(context.node_config[name])) for name in names)
+    enrolment = context.node_config.get("enrolment")
     return client_app(
-        Bundle.load(bundle, trusted_keys=[load_public_key(key)]), ArrayData.split(load_npz(data))
+        Bundle.load(bundle, trusted_keys=[load_public_key(key)]),
+        ArrayData.split(load_npz(data)),
+        enrolment=Path(str(enrolment)) if enrolment is not None else None,
     )

@@ -1,12 +1,16 @@
 """What `rootlet serve` tells its ServerApp: one JSON file, by whose path the run is configured."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rootlet.compression import Compression
 from rootlet_runtime.durable import write_atomically
 from rootlet_server.errors import ServeConfigError
+from rootlet_server.federation.privacy import FederationPrivacy
+from rootlet_server.secagg.settings import SecureSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,17 @@ class FederationPlan:
         trusted_keys: Ed25519 public keys (hexadecimal) for `bundle_path`.
         evaluate_path: `.npz` with `x` and `y` that the server evaluates on, or None.
         feedback_path: A refreshed feedback, read again before every round, or None.
+        max_update_norm: The Euclidean length beyond which an update is left out.
+        secure: Secure aggregation of every round, or None.
+        privacy: Differential privacy and its budget, or None.
+        strategy: How answers become the next adapter, by its name in `STRATEGIES`.
+        strategy_options: Its options.
+        over_select: How many times `cohort_size` are asked; the round ends with the first
+            `cohort_size` answers.
+        min_replies: Answers below which a round is repeated.
+        nodes: The nodes that may be asked, or None for all.
+        compression: How updates travel, or None for whole adapters.
+        top_k: Share of the values that `top-k` sends.
     """
 
     bundle: str
@@ -54,6 +69,23 @@ class FederationPlan:
     trusted_keys: tuple[str, ...]
     evaluate_path: Path | None = None
     feedback_path: Path | None = None
+    max_update_norm: float = 1e4
+    secure: SecureSettings | None = None
+    privacy: FederationPrivacy | None = None
+    strategy: str = "fedavg"
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    over_select: float = 1.0
+    min_replies: int = 1
+    nodes: tuple[int, ...] | None = None
+    compression: str | None = None
+    top_k: float = 0.0
+
+    @property
+    def smaller(self) -> Compression | None:
+        """How updates travel, or None for whole adapters."""
+        if self.compression is None:
+            return None
+        return Compression(kind=self.compression, top_k=self.top_k)
 
     @property
     def metric(self) -> str:
@@ -80,6 +112,13 @@ class FederationPlan:
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             values["trusted_keys"] = tuple(values["trusted_keys"])
+            if (secure := values.get("secure")) is not None:
+                authorities = tuple(secure["authorities"])
+                values["secure"] = SecureSettings(**{**secure, "authorities": authorities})
+            if (privacy := values.get("privacy")) is not None:
+                values["privacy"] = FederationPrivacy(**privacy)
+            if values.get("nodes") is not None:
+                values["nodes"] = tuple(values["nodes"])
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ServeConfigError(

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
-from rootlet.errors import ProtocolError
+from rootlet.compression import UPDATE, Compression
+from rootlet.errors import ProtocolError, RecordError
 from rootlet.feedback_record import MAX_VERSION
 from rootlet.fleet.npy import from_npy
 from rootlet_server.errors import ReplyError
@@ -24,8 +25,13 @@ _MAX_FIGURE = 1e30  # so that no sum over devices, weighted by examples, leaves 
 
 
 def check_train_reply(
-    message: Message, *, received: Mapping[str, np.ndarray], metric: str, max_examples: int
-) -> dict[str, float]:
+    message: Message,
+    *,
+    received: Mapping[str, np.ndarray],
+    metric: str,
+    max_examples: int,
+    compression: Compression | None = None,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Check an answer to a `train` request.
 
     Args:
@@ -33,16 +39,23 @@ def check_train_reply(
         received: The adapter that the device was sent; its names and shapes are binding.
         metric: `accuracy` or `error`.
         max_examples: The largest number of examples by which one device may weigh; a larger one
-            is cut to it, in the message too.
+            is cut to it.
+        compression: How the update was asked for; None for the adapter itself.
 
     Returns:
-        The device's metrics, with the `feedback_version` that it may have told.
+        The device's metrics, with the `feedback_version` that it may have told, and its trained
+        adapter, in the order of `received`.
 
     Raises:
         ReplyError: the answer may not be aggregated.
     """
-    _check_records(message, ("arrays", "metrics"))
-    _check_arrays(message.content.array_records["arrays"], received)
+    kind = "arrays" if compression is None else UPDATE
+    _check_records(message, (kind, "metrics"))
+    arrays = message.content.array_records[kind]
+    if compression is None:
+        adapter = _check_arrays(arrays, received)
+    else:
+        adapter = _moved(arrays, received, compression)
     metrics = message.content.metric_records["metrics"]
     names: tuple[str, ...] = (
         NUM_EXAMPLES,
@@ -53,9 +66,28 @@ def check_train_reply(
     )
     if FEEDBACK_VERSION in metrics:
         names += (FEEDBACK_VERSION,)
-    values = _check_metrics(metrics, names, max_examples)
-    metrics.pop(FEEDBACK_VERSION, None)  # FedAvg wants the same names of all
-    return values
+    return _check_metrics(metrics, names, max_examples), adapter
+
+
+def check_private_reply(
+    message: Message, *, received: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Check an answer to a `train` request with terms of privacy: it tells nothing but an adapter.
+
+    Returns:
+        Its size as a metric, and the adapter.
+
+    Raises:
+        ReplyError: the answer may not be aggregated.
+    """
+    _check_records(message, ("arrays", "metrics"))
+    adapter = _check_arrays(message.content.array_records["arrays"], received)
+    if set(message.content.metric_records["metrics"]) != {"bytes_up"}:
+        raise ReplyError(
+            f"the metrics are {_short(message.content.metric_records['metrics'])}; a private round "
+            "tells bytes_up alone"
+        )
+    return {"bytes_up": float(sum(array.nbytes for array in adapter.values()))}, adapter
 
 
 def check_evaluate_reply(message: Message, *, metric: str, max_examples: int) -> dict[str, float]:
@@ -81,18 +113,20 @@ def _check_records(message: Message, names: tuple[str, ...]) -> None:
             f"the reply holds the records {_short(message.content)}; expected {', '.join(names)}"
         )
     for name in names:
-        kind = ArrayRecord if name == "arrays" else MetricRecord
+        kind = MetricRecord if name == "metrics" else ArrayRecord
         if not isinstance(message.content[name], kind):
             raise ReplyError(f"the record {name!r} is not an {kind.__name__}")
 
 
-def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> None:
+def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors, in the order of `received`."""
     if set(arrays) != set(received):
         raise ReplyError(
             f"the adapter holds {_short(arrays)}; expected {', '.join(sorted(received))[:300]}"
         )
+    found: dict[str, np.ndarray] = {}
     for name, expected in received.items():
-        tensor = _decode(name, arrays[name], expected)
+        found[name] = tensor = _decode(name, arrays[name], expected)
         if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
             raise ReplyError(
                 f"{name} is {tensor.dtype}{list(tensor.shape)}; expected "
@@ -100,6 +134,24 @@ def _check_arrays(arrays: ArrayRecord, received: Mapping[str, np.ndarray]) -> No
             )
         if not np.isfinite(tensor).all():
             raise ReplyError(f"{name} holds a value that is not finite")
+    return found
+
+
+def _moved(
+    arrays: ArrayRecord, received: Mapping[str, np.ndarray], compression: Compression
+) -> dict[str, np.ndarray]:
+    """The received adapter, moved by an update that travelled compressed."""
+    sent = _check_arrays(arrays, compression.layout(received))
+    try:
+        update = compression.decode(sent, received)
+    except RecordError as error:
+        raise ReplyError(str(error)) from None
+    with np.errstate(over="ignore", invalid="ignore"):
+        adapter = {name: value + update[name] for name, value in received.items()}
+    for name, value in adapter.items():
+        if not np.isfinite(value).all():
+            raise ReplyError(f"{name} holds a value that is not finite, once moved by the update")
+    return adapter
 
 
 def _decode(name: str, array: Array, expected: np.ndarray) -> np.ndarray:
@@ -138,7 +190,7 @@ def _check_metrics(
         raise ReplyError(
             f"{FEEDBACK_VERSION} is {values[FEEDBACK_VERSION]:g}; expected a whole number"
         )
-    values[NUM_EXAMPLES] = metrics[NUM_EXAMPLES] = min(count, max_examples)  # what FedAvg reads
+    values[NUM_EXAMPLES] = min(count, max_examples)
     return values
 
 

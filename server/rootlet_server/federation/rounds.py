@@ -1,59 +1,43 @@
-"""The round loop: ask a cohort, collect, average with Flower's FedAvg, save, again.
+"""The round loop: gather answers, let the strategy make the next adapter, save, again.
 
 One round is: wait until enough devices are online, sample the cohort, send every device the
-adapter, collect the answers until all are there or the deadline passes, leave out what may not be
-averaged, average, save. A device that does not answer in time costs the deadline once and nothing
-else.
+adapter, collect the answers until all that are wanted are there or the deadline passes, leave out
+what may not be aggregated, aggregate, save. A device that does not answer in time costs the
+deadline once and nothing else. A round with too few answers is repeated. Where the strategy
+buffers, devices do not wait for each other, and a round is one full buffer.
 """
 
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from typing import Any
 
-from flwr.app import Message, MessageType
+import numpy as np
+import numpy.typing as npt
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from rootlet.fleet.records import Records
-from rootlet.flower import to_record_dict
-from rootlet.protocol import EvaluateRequest, TrainRequest
-from rootlet_server.errors import NotEnoughDevicesError, ReplyError
+from rootlet_server.errors import AggregationError, NotEnoughDevicesError
+from rootlet_server.federation.accepted import (
+    Accepted,
+    CentralEvaluation,
+    Judge,
+    weighted_means,
+)
+from rootlet_server.federation.buffered import BufferedRounds
 from rootlet_server.federation.checkpoint import Adapter, RoundCheckpoint
-from rootlet_server.federation.events import (
-    Evaluated,
-    EventLog,
-    Reply,
-    ReplyRefused,
-    RoundFinished,
-    RoundStarted,
-    Waiting,
-)
-from rootlet_server.federation.exchange import Answer, exchange
+from rootlet_server.federation.cohort import Cohorts
+from rootlet_server.federation.events import BudgetSpent, Evaluated, EventLog, RoundRepeated
+from rootlet_server.federation.exchange import Exchange
 from rootlet_server.federation.feedback import FeedbackFile
+from rootlet_server.federation.gathering import Gathering, Means, WholeRounds, summary
 from rootlet_server.federation.plan import FederationPlan
-from rootlet_server.federation.replies import (
-    FEEDBACK_VERSION,
-    NUM_EXAMPLES,
-    check_evaluate_reply,
-    check_train_reply,
-)
+from rootlet_server.federation.privacy import BudgetSpentError, FederationAccount
+from rootlet_server.federation.private_rounds import PrivateRounds
+from rootlet_server.federation.requests import SLACK_S, Requests
+from rootlet_server.federation.secure_rounds import SecureRounds
+from rootlet_server.federation.strategies import Buffering, make_settings
 
-_ONLINE_POLL_S = 0.2
-_MAX_FAILED_ROUNDS = 3
-_SUMS = ("bytes_down", "bytes_up", "energy_estimated_j")
-_NO_MEANS = (NUM_EXAMPLES, *_SUMS, FEEDBACK_VERSION)
-
-CentralEvaluation = Callable[[Adapter], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A node's answer that may be averaged, and its metrics."""
-
-    node: int
-    message: Message
-    metrics: dict[str, float]
+MAX_FAILED_ROUNDS = 3
+"""Attempts at one round after which the run ends."""
 
 
 class RoundLoop:
@@ -79,13 +63,23 @@ class RoundLoop:
         rng: random.Random | None = None,
         feedback: FeedbackFile | None = None,
     ) -> None:
+        settings = make_settings(plan.strategy, plan.strategy_options)
         self._grid = grid
         self._plan = plan
         self._log = log
         self._central = central
-        self._rng = rng or random.SystemRandom()
         self._feedback = feedback
-        self._strategy = FedAvg(weighted_by_key=NUM_EXAMPLES)
+        self._strategy = settings.start(learning_rate=plan.learning_rate)
+        self._least = max(plan.min_replies, settings.least)
+        self._cohorts = Cohorts(grid, plan, log, rng)
+        self._requests = Requests(plan, self._strategy.train_options, feedback)
+        self._judge = Judge(plan, log)
+        means = Means(
+            plan=plan, log=log, cohorts=self._cohorts, requests=self._requests, judge=self._judge
+        )
+        self._account = FederationAccount(plan.checkpoint_path.parent, plan.privacy)
+        self._gathering = _gathering(grid, means, settings.buffering, self._account)
+        self._exchange = Exchange(grid, lifetime_s=self._gathering.lifetime_s(plan))
 
     def run(self) -> RoundCheckpoint:
         """Run the rounds that are left after the saved checkpoint, then the final evaluation.
@@ -94,84 +88,85 @@ class RoundLoop:
             The last checkpoint.
 
         Raises:
-            NotEnoughDevicesError: too few devices came in time, or three rounds running had no
-                answer that could be averaged.
-            RoundCheckpointError: there is no checkpoint to start from.
+            NotEnoughDevicesError: too few devices came in time, or three attempts at one round
+                had too few answers that could be aggregated.
+            RoundCheckpointError: there is no checkpoint to start from, or another strategy's.
         """
         plan = self._plan
         state = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
+        state.require_strategy(plan.strategy, plan.checkpoint_path)
+        self._strategy.restore(state.strategy_state, state.adapter)
+        self._account.reconcile(state.round, state.adapter)
         failed = 0
         while state.round < plan.rounds:
-            after = self._train_round(state)
+            try:
+                after = self._train_round(state)
+            except BudgetSpentError as error:
+                self._log.write(BudgetSpent(round=state.round, reason=str(error)))
+                break
             failed = failed + 1 if after is None else 0
-            if failed == _MAX_FAILED_ROUNDS:
+            if failed == MAX_FAILED_ROUNDS:
                 raise NotEnoughDevicesError(
-                    f"round {state.round + 1}: no device gave an update that could be averaged in "
-                    f"{failed} attempts; {plan.events_path} holds the reasons"
+                    f"round {state.round + 1}: too few updates that could be aggregated in "
+                    f"{failed} attempts, each of which needs {self._least}; {plan.events_path} "
+                    "holds the reasons"
                 )
             state = after or state
         self._evaluate(state)
         return state
 
     def _train_round(self, before: RoundCheckpoint) -> RoundCheckpoint | None:
-        """One round; None if no answer could be averaged."""
-        plan, round_ = self._plan, before.round + 1
-        cohort = self._cohort()
-        start = time.monotonic()
-        self._log.write(RoundStarted(round=round_, cohort=cohort))
-        request = TrainRequest(
-            adapter=before.adapter,
-            bundle=plan.bundle,
-            bundle_version=plan.bundle_version,
-            manifest_sha256=plan.manifest_sha256,
-            round=round_,
-            epochs=plan.epochs,
-            batch_size=plan.batch_size,
-            learning_rate=plan.learning_rate,
-        )
-        accepted = self._collect(
-            MessageType.TRAIN,
-            round_,
-            self._requests(request, cohort),
-            lambda message: check_train_reply(
-                message,
-                received=before.adapter,
-                metric=plan.metric,
-                max_examples=plan.max_examples,
-            ),
-        )
+        """One round; None if there were too few answers, or no adapter could be made of them."""
+        gathered = self._gathering.gather(self._exchange, before)
+        accepted = gathered.accepted
         if self._feedback is not None:
             for item in accepted:
                 self._feedback.heard(item.node, item.metrics)
-        if not accepted:
+        if len(accepted) < self._least:
+            told = f"{len(accepted)} of {self._least} answers that a round needs"
+            reason = gathered.failed or told
+            self._log.write(RoundRepeated(round=before.round + 1, reason=reason))
             return None
-        after = RoundCheckpoint(
-            manifest_sha256=plan.manifest_sha256,
-            round=round_,
-            adapter=self._average(round_, accepted),
+        adapter = self._aggregate(before.round + 1, before, accepted)
+        if adapter is None:
+            return None
+        after = before.next(adapter, self._strategy.state(), self._plan.strategy)
+        after.save(self._plan.checkpoint_path)
+        self._account.release(
+            after.round, adapter, gathered.devices, protection=gathered.protection
         )
-        after.save(plan.checkpoint_path)
-        self._log.write(self._summary(after, accepted, len(cohort), time.monotonic() - start))
+        self._log.write(summary(after, gathered, central=self._central))
         return after
 
+    def _aggregate(
+        self, round_: int, before: RoundCheckpoint, accepted: list[Accepted]
+    ) -> Adapter | None:
+        """The strategy's adapter; None, and the strategy as it was, where it cannot be used."""
+        updates = [item.update for item in accepted if item.update is not None]
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                adapter = self._strategy.aggregate(round_, before.adapter, updates)
+            require_finite(adapter)
+            require_finite(self._strategy.state())
+        except AggregationError as error:
+            self._log.write(RoundRepeated(round=round_, reason=str(error)))
+            settings = make_settings(self._plan.strategy, self._plan.strategy_options)
+            self._strategy = settings.start(learning_rate=self._plan.learning_rate)
+            self._strategy.restore(before.strategy_state, before.adapter)
+            return None
+        return adapter
+
     def _evaluate(self, state: RoundCheckpoint) -> None:
-        plan = self._plan
-        nodes = sorted(self._grid.get_node_ids())
-        request = EvaluateRequest(
-            adapter=state.adapter,
-            bundle=plan.bundle,
-            bundle_version=plan.bundle_version,
-            manifest_sha256=plan.manifest_sha256,
-            round=state.round,
+        """The devices measure the last adapter, unless their figures are not to leave them."""
+        protected = self._plan.secure is not None or self._plan.privacy is not None
+        nodes = [] if protected else self._cohorts.online()
+        exchange = Exchange(self._grid, lifetime_s=self._plan.deadline_s + SLACK_S)
+        messages = self._requests.evaluate(state.round, state.adapter, nodes)
+        looks = exchange.answers(
+            exchange.ask(state.round, messages), deadline_s=self._plan.deadline_s
         )
-        accepted = self._collect(
-            MessageType.EVALUATE,
-            state.round,
-            self._messages(request.to_records(), nodes, MessageType.EVALUATE, state.round),
-            lambda message: check_evaluate_reply(
-                message, metric=plan.metric, max_examples=plan.max_examples
-            ),
-        )
+        judged = [self._judge.evaluated(answer) for answers in looks for answer in answers]
+        accepted = [item for item in judged if item is not None]
         self._log.write(
             Evaluated(
                 round=state.round,
@@ -181,104 +176,30 @@ class RoundLoop:
             )
         )
 
-    def _cohort(self) -> list[int]:
-        """Wait until enough devices are online, then sample."""
-        plan = self._plan
-        give_up = time.monotonic() + plan.wait_s
-        shown = -1
-        while len(online := sorted(self._grid.get_node_ids())) < plan.min_devices:
-            if len(online) != shown:
-                shown = len(online)
-                self._log.write(Waiting(online=shown, needed=plan.min_devices))
-            if time.monotonic() >= give_up:
-                raise NotEnoughDevicesError(
-                    f"{len(online)} devices are online after {plan.wait_s:g} s, and a round needs "
-                    f"{plan.min_devices}; start more devices, or lower --min-devices"
-                )
-            time.sleep(_ONLINE_POLL_S)
-        size = min(len(online), plan.cohort_size or len(online))
-        return sorted(self._rng.sample(online, size))
 
-    def _requests(self, request: TrainRequest, cohort: Sequence[int]) -> list[Message]:
-        """The round's requests; with the feedback part for those who may lack it."""
-        source = self._feedback
-        part = b"" if source is None else source.for_round(request.round)
-        lacking = [node for node in cohort if part and source is not None and source.lacks(node)]
-        others = [node for node in cohort if node not in lacking]
-        with_part = replace(request, feedback=part) if lacking else request
-        return [
-            message
-            for asked, nodes in ((with_part, lacking), (request, others))
-            if nodes
-            for message in self._messages(
-                asked.to_records(), nodes, MessageType.TRAIN, request.round
+def _gathering(
+    grid: Grid, means: Means, buffering: Buffering | None, account: FederationAccount
+) -> Gathering:
+    """How the plan gathers a round's answers."""
+    plan = means.plan
+    if plan.secure is not None:
+        gathering: Gathering = SecureRounds(grid, means, plan.secure)
+    elif buffering is not None:
+        gathering = BufferedRounds(means, buffering)
+    else:
+        gathering = WholeRounds(means)
+    return gathering if plan.privacy is None else PrivateRounds(gathering, plan, account)
+
+
+def require_finite(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Refuse an adapter, or a strategy's state, that left the finite numbers.
+
+    Raises:
+        AggregationError: names the tensor.
+    """
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise AggregationError(
+                f"the aggregated {name} holds a value that is not finite; an answer may be "
+                "extreme: leave out the device, or take a robust strategy (--strategy fedmedian)"
             )
-        ]
-
-    def _messages(
-        self, records: Records, nodes: Sequence[int], kind: str, round_: int
-    ) -> list[Message]:
-        content = to_record_dict(records)
-        return [
-            Message(content, node, kind, ttl=self._plan.deadline_s + 60.0, group_id=str(round_))
-            for node in nodes
-        ]
-
-    def _collect(
-        self,
-        phase: str,
-        round_: int,
-        messages: Sequence[Message],
-        check: Callable[[Message], dict[str, float]],
-    ) -> list[Accepted]:
-        accepted: list[Accepted] = []
-        for answer in exchange(self._grid, messages, deadline_s=self._plan.deadline_s):
-            try:
-                metrics = check(answer.message)
-            except ReplyError as error:
-                self._log.write(
-                    ReplyRefused(round=round_, node=answer.node, phase=phase, reason=str(error))
-                )
-                continue
-            accepted.append(Accepted(answer.node, answer.message, metrics))
-            self._log.write(_reply_event(round_, phase, answer, metrics))
-        return accepted
-
-    def _average(self, round_: int, accepted: Sequence[Accepted]) -> Adapter:
-        """Flower's FedAvg over the accepted answers, weighted by their numbers of examples."""
-        arrays, _ = self._strategy.aggregate_train(round_, [item.message for item in accepted])
-        if arrays is None:
-            raise NotEnoughDevicesError(f"round {round_}: FedAvg was given nothing to average")
-        return {name: array.numpy() for name, array in arrays.items()}
-
-    def _summary(
-        self, after: RoundCheckpoint, accepted: Sequence[Accepted], asked: int, seconds: float
-    ) -> RoundFinished:
-        metrics = [item.metrics for item in accepted]
-        return RoundFinished(
-            round=after.round,
-            devices=len(accepted),
-            asked=asked,
-            seconds=seconds,
-            means=weighted_means(metrics),
-            bytes_down=int(sum(item["bytes_down"] for item in metrics)),
-            bytes_up=int(sum(item["bytes_up"] for item in metrics)),
-            train_s=max(item["train_s"] for item in metrics),
-            energy_estimated_j=sum(item["energy_estimated_j"] for item in metrics),
-            central=self._central(after.adapter) if self._central else None,
-        )
-
-
-def weighted_means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric, weighted by the numbers of examples; sums and weights are left out."""
-    total = sum(item[NUM_EXAMPLES] for item in metrics)
-    names = [name for name in (metrics[0] if metrics else ()) if name not in _NO_MEANS]
-    return {
-        name: sum(item[name] * item[NUM_EXAMPLES] for item in metrics) / total for name in names
-    }
-
-
-def _reply_event(round_: int, phase: str, answer: Answer, metrics: Mapping[str, float]) -> Reply:
-    return Reply(
-        round=round_, node=answer.node, phase=phase, seconds=answer.seconds, metrics=metrics
-    )

@@ -70,6 +70,8 @@ class FederationStatus:
             case events.ReplyRefused():
                 self.refused += 1
                 self.last_refusal = f"round {event.round}, node {event.node}: {event.reason}"
+            case events.RoundRepeated():
+                self.state = "between rounds"
             case events.RoundFinished():
                 self._finish(event)
             case events.Evaluated():

@@ -15,6 +15,7 @@ import numpy as np
 
 from rootlet_runtime.bundle import Bundle
 from rootlet_server.errors import NotVectorisableError, SimulationConfigError
+from rootlet_server.flower_state import restore, state_of
 from rootlet_server.simulation.availability import Availability
 from rootlet_server.simulation.bank import ClientBank, Slot
 from rootlet_server.simulation.batching import LocalTraining
@@ -30,7 +31,7 @@ from rootlet_server.simulation.privacy import MODEL, NEIGHBOURS, UNIT, DevicePri
 from rootlet_server.simulation.replies import in_a_run, metric_name
 from rootlet_server.simulation.result import RoundRecord, SimulationResult
 from rootlet_server.simulation.rounds import Rounds, SynchronousRounds
-from rootlet_server.simulation.strategies import default_strategy, restore, state_of
+from rootlet_server.simulation.strategies import default_strategy
 from rootlet_server.simulation.tuning import remembered_chunk_size
 from rootlet_server.simulation.uploads import SecureAggregation
 from rootlet_server.simulation.work import Job, Worker
