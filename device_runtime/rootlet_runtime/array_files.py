@@ -60,6 +60,9 @@ class Plain:
         return sealed
 
 
+PLAIN = Plain()
+
+
 class ArrayFiles:
     """A folder of named arrays.
 
@@ -70,7 +73,7 @@ class ArrayFiles:
 
     def __init__(self, folder: Path, cipher: Cipher | None = None) -> None:
         self.folder = folder
-        self._cipher: Cipher = Plain() if cipher is None else cipher
+        self._cipher: Cipher = PLAIN if cipher is None else cipher
 
     def names(self) -> list[str]:
         """The names that are there, sorted."""

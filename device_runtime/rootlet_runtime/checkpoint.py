@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from rootlet_runtime import strict_json
+from rootlet_runtime.array_files import PLAIN, Cipher
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_runtime.errors import AdapterError, CheckpointError
@@ -59,8 +60,12 @@ class Checkpoint:
     good: TrainState | None = None
 
 
-def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
+def write_checkpoint(
+    folder: Path, stem: str, checkpoint: Checkpoint, cipher: Cipher = PLAIN
+) -> None:
     """Writes atomically; an older checkpoint of the same stem is replaced.
+
+    The arrays pass through ``cipher``; the record beside them, which holds none, does not.
 
     Raises:
         CheckpointError: the disk refused; the older checkpoint is as it was.
@@ -69,7 +74,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
     arrays = _joined(state)
     if good is not None:
         arrays |= {_GOOD + name: array for name, array in _joined(good).items()}
-    data = safetensors.numpy.save(arrays)
+    data = cipher.seal(stem, safetensors.numpy.save(arrays))
     digest = hashlib.sha256(data).hexdigest()
     record = _Record(
         schema=SCHEMA,
@@ -94,7 +99,7 @@ def write_checkpoint(folder: Path, stem: str, checkpoint: Checkpoint) -> None:
     _sweep(folder, stem, keep=record.data_file)
 
 
-def read_checkpoint(folder: Path, stem: str) -> Checkpoint | None:
+def read_checkpoint(folder: Path, stem: str, cipher: Cipher = PLAIN) -> Checkpoint | None:
     """The checkpoint of this stem, or ``None`` where there is none.
 
     Raises:
@@ -108,8 +113,8 @@ def read_checkpoint(folder: Path, stem: str) -> Checkpoint | None:
     if hashlib.sha256(data).hexdigest() != record.data_sha256:
         raise _damaged(folder / record.data_file, "its SHA-256 is not the recorded one")
     try:
-        arrays: Arrays = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        arrays: Arrays = safetensors.numpy.load(cipher.open(stem, data))
+    except (safetensors.SafetensorError, ValueError, KeyError, CheckpointError) as error:
         raise _damaged(folder / record.data_file, str(error)) from error
     return Checkpoint(
         state=_state(arrays, record.steps),

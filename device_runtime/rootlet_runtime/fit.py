@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rootlet_runtime.array_files import Cipher
 from rootlet_runtime.batches import AnyArray, Schedule, Teacher, gather
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.energy import Energy
@@ -135,6 +136,7 @@ class FitRun:
     progress: Progress | None
     checkpoint_dir: Path | None
     checkpoint_every: int
+    cipher: Cipher
     replayed: int = 0
     replay_per_batch: int = 0
     teacher: Teacher | None = None
@@ -159,6 +161,7 @@ class FitRun:
             folder=self.checkpoint_dir,
             bundle=self.bundle,
             fingerprint=self._fingerprint(before.digest()) if self.checkpoint_dir else "",
+            cipher=self.cipher,
         )
         self.spending.begin()
         watch = self._watch(before, self.spending)

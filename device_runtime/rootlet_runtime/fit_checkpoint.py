@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rootlet_runtime.array_files import PLAIN, Cipher
 from rootlet_runtime.batches import AnyArray
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.checkpoint import (
@@ -37,11 +38,13 @@ class FitCheckpoint:
         folder: on disk; None keeps nothing.
         bundle: what is trained.
         fingerprint: of the fit; the checkpoint of another one is ignored.
+        cipher: what its arrays pass through.
     """
 
     folder: Path | None
     bundle: Bundle
     fingerprint: str
+    cipher: Cipher = PLAIN
 
     def read(self) -> Checkpoint | None:
         """The checkpoint of this fit, if there is one; both states fit the bundle.
@@ -51,7 +54,7 @@ class FitCheckpoint:
         """
         if self.folder is None:
             return None
-        found = read_checkpoint(self.folder, FIT_STEM)
+        found = read_checkpoint(self.folder, FIT_STEM, self.cipher)
         if found is None or found.notes.get("fingerprint") != self.fingerprint:
             return None
         return Checkpoint(
@@ -76,7 +79,7 @@ class FitCheckpoint:
                 manifest_sha256=self.bundle.manifest_sha256,
                 notes={**notes, "fingerprint": self.fingerprint},
             )
-            write_checkpoint(self.folder, FIT_STEM, checkpoint)
+            write_checkpoint(self.folder, FIT_STEM, checkpoint, self.cipher)
 
     def remove(self) -> None:
         """Leaves nothing to take up."""

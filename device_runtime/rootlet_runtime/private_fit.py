@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet_runtime import optimizers
+from rootlet_runtime.array_files import Cipher
 from rootlet_runtime.batches import AnyArray, gather
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.engines import Engine
@@ -172,6 +173,7 @@ class PrivateRun:
     progress: PrivateProgress | None
     checkpoint_dir: Path | None
     checkpoint_every: int
+    cipher: Cipher
     replay: ReplayBuffer | None
     spending: Spending
 
@@ -193,6 +195,7 @@ class PrivateRun:
             folder=self.checkpoint_dir,
             bundle=self.bundle,
             fingerprint=self._fingerprint(before.digest()) if self.checkpoint_dir else "",
+            cipher=self.cipher,
         )
         ended = self.checkpoint_dir is None
         position = _Position(fit=secrets.token_hex(FIT_BYTES))

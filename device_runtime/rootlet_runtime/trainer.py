@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet_runtime import batches, examples
+from rootlet_runtime.array_files import PLAIN, Cipher
 from rootlet_runtime.batches import AnyArray, Batch, Teacher
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.checkpoint import (
@@ -66,16 +67,19 @@ class Trainer:
         engine: str = "onnxruntime",
         num_threads: int = 1,
         meter: Meter | None = None,
+        cipher: Cipher = PLAIN,
     ) -> None:
         """Opens the engine; its graphs are loaded when they are first used.
 
         ``meter`` measures the energy of a ``fit``; by default what this device has, if anything.
+        What is saved passes through ``cipher``.
 
         Raises:
             MissingExtraError: the engine's library is not installed.
         """
         self.bundle = bundle
         self._meter = meter or Meter()
+        self._cipher = cipher
         self.max_batch = largest_step(engine, bundle.manifest)
         self._engine = LockedEngine(open_engine(engine, bundle, num_threads))
         self.load_adapter(bundle.initial_adapter())
@@ -181,6 +185,7 @@ class Trainer:
                 progress=progress,
                 checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
                 checkpoint_every=checkpoint_every,
+                cipher=self._cipher,
                 replayed=replayed,
                 replay_per_batch=replay.rows_per_batch(size) if replay and replayed else 0,
                 teacher=taught,
@@ -328,6 +333,7 @@ class Trainer:
                 progress=progress,
                 checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
                 checkpoint_every=checkpoint_every,
+                cipher=self._cipher,
                 replay=replay,
                 spending=spending,
             )
@@ -411,7 +417,7 @@ class Trainer:
         checkpoint = Checkpoint(
             state=self._engine.state(), manifest_sha256=self.bundle.manifest_sha256, notes={}
         )
-        write_checkpoint(Path(folder), TRAINER_STEM, checkpoint)
+        write_checkpoint(Path(folder), TRAINER_STEM, checkpoint, self._cipher)
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Takes up what :meth:`save` wrote with the same bundle.
@@ -419,7 +425,7 @@ class Trainer:
         Raises:
             CheckpointError: absent, damaged, or of another bundle; the present state is kept.
         """
-        checkpoint = read_checkpoint(Path(folder), TRAINER_STEM)
+        checkpoint = read_checkpoint(Path(folder), TRAINER_STEM, self._cipher)
         if checkpoint is None:
             raise CheckpointError(f"{folder}: holds no saved trainer; Trainer.save writes one")
         self._engine.load_state(

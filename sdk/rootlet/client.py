@@ -33,6 +33,7 @@ from rootlet.state import StateDirectory
 from rootlet.status import DeviceEvent, DeviceState, DeviceStatus
 from rootlet.store import ExampleStore
 from rootlet.train_config import TrainConfig
+from rootlet.vault import EXAMPLES, LEARNT, KeystoreName
 from rootlet_runtime import examples
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.engines import largest_step
@@ -69,6 +70,9 @@ class DeviceClient:
         conditions: Tells the device's conditions; the default reads Linux's sysfs.
         data: Where examples come from; None for those that the app observes.
         capacity: Most observed examples kept.
+        retention_days: Observed examples that are older are gone; None for no such bound.
+        keystore: Where the keys of what is kept lie: ``file``, beside it, or ``keyring``, in the
+            operating system's keystore (`rootlet.vault`).
         recheck_s: Longest time in seconds that a reading of the conditions is used.
         on_event: Hears of everything that happens, in a background thread.
 
@@ -89,6 +93,8 @@ class DeviceClient:
         conditions: Callable[[], DeviceConditions] = read_conditions,
         data: DataSource | None = None,
         capacity: int = 4096,
+        retention_days: float | None = None,
+        keystore: KeystoreName = "file",
         recheck_s: float = 2.0,
         on_event: Callable[[DeviceEvent], object] | None = None,
     ) -> None:
@@ -110,17 +116,33 @@ class DeviceClient:
         self._state = StateDirectory(Path(state_dir))
         try:
             self._state.accept(manifest)
+            vault = self._state.vault(keystore)
+            examples_cipher = vault.cipher(EXAMPLES)
             self._store = ExampleStore(
-                self._state.examples, manifest.x, manifest.y, capacity=capacity
+                self._state.examples,
+                manifest.x,
+                manifest.y,
+                capacity=capacity,
+                cipher=examples_cipher,
+                retention_days=retention_days,
             )
             folder = self._state.adapter(bundle.manifest_sha256)
             self._data: DataSource = self._store if data is None else data
             self._continual = Continual(
-                train.continual, manifest, self._state.replay, self._data.holdout
+                train.continual,
+                manifest,
+                self._state.replay,
+                self._data.holdout,
+                examples_cipher,
             )
             self._watches_drift = train.continual.drift
             self._learner = Learner(
-                bundle, folder, train.num_threads, self._continual, engine=train.engine
+                bundle,
+                folder,
+                train.num_threads,
+                self._continual,
+                engine=train.engine,
+                cipher=vault.cipher(LEARNT),
             )
             self._state.remove_other_adapters(bundle.manifest_sha256)
         except BaseException:
@@ -231,8 +253,8 @@ class DeviceClient:
 
         A training under way goes on with the examples that it has in memory; none of them is kept.
         """
-        self._store.erase()
         self._continual.erase()
+        self._store.erase()  # with their key, so that the buffer's are gone for good too
 
     # -- training --------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.errors import ConfigError
-from rootlet_runtime.array_files import ArrayFiles
+from rootlet_runtime.array_files import ArrayFiles, Cipher
 from rootlet_runtime.errors import CheckpointError, DataError
 from rootlet_runtime.manifest import Manifest
 from rootlet_runtime.quality_gate import QualityGate, Verdict, example_errors
@@ -100,6 +100,7 @@ class Continual:
         manifest: The bundle's.
         folder: Where the buffer is kept.
         held_out: The examples kept from training, asked for at each judgement.
+        cipher: What the buffer passes through on its way to the disk.
 
     Attributes:
         erasures: How often the examples were erased.
@@ -114,10 +115,11 @@ class Continual:
         manifest: Manifest,
         folder: Path,
         held_out: Callable[[], Examples | None],
+        cipher: Cipher | None = None,
     ) -> None:
         config.check(manifest)
         self._config, self._manifest, self._held_out = config, manifest, held_out
-        self._files = ArrayFiles(folder)
+        self._files = ArrayFiles(folder, cipher)
         self._rng = np.random.default_rng()
         self._lock = threading.Lock()
         self.erasures = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rootlet_runtime import ewc
-from rootlet_runtime.array_files import ArrayFiles
+from rootlet_runtime.array_files import ArrayFiles, Cipher
 from rootlet_runtime.errors import AdapterError, CheckpointError
 from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.trainer import Trainer
@@ -27,11 +27,14 @@ class Elastic:
         strength: Of the pull; 0 does nothing.
         trainer: Of the adapter.
         folder: Where it is kept.
+        cipher: What it passes through on its way to the disk.
     """
 
-    def __init__(self, strength: float, trainer: Trainer, folder: Path) -> None:
+    def __init__(
+        self, strength: float, trainer: Trainer, folder: Path, cipher: Cipher | None = None
+    ) -> None:
         self._strength, self._trainer = strength, trainer
-        self._files = ArrayFiles(folder)
+        self._files = ArrayFiles(folder, cipher)
         self._kept = self._restored()
 
     @property

@@ -22,6 +22,7 @@ from rootlet.participant import DEFAULT_LIMITS, DataSource, Participant, RoundLi
 from rootlet.secagg.participation import SecureParticipation
 from rootlet.secagg.policy import SecurePolicy
 from rootlet.state import StateDirectory
+from rootlet.vault import EXAMPLES, LEARNT
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import MissingExtraError
 from rootlet_runtime.trainer import Trainer
@@ -134,11 +135,18 @@ def client_app(
         folder = state_dir(context) if callable(state_dir) else state_dir
         with StateDirectory(folder) as state:
             state.accept(bundle.manifest)
+            vault = state.vault("file")
             kept = Continual(
-                continual or ContinualConfig(), bundle.manifest, state.replay, source.holdout
+                continual or ContinualConfig(),
+                bundle.manifest,
+                state.replay,
+                source.holdout,
+                vault.cipher(EXAMPLES),
             )
             adapter = state.adapter(bundle.manifest_sha256)
-            learner = Learner(bundle, adapter, num_threads, kept, engine=engine)
+            learner = Learner(
+                bundle, adapter, num_threads, kept, engine=engine, cipher=vault.cipher(LEARNT)
+            )
             state.remove_other_adapters(bundle.manifest_sha256)
             answered = _answered(learner, source, limits, energy, state, request, rng, rounds)
             return _reply(message, answered)

@@ -18,7 +18,7 @@ from rootlet.privacy_terms import PrivacyAccount
 from rootlet.refreshed_feedback import RefreshedFeedback
 from rootlet.secagg.participation import SecureParticipation
 from rootlet_runtime.adapter_bank import AdapterBank
-from rootlet_runtime.array_files import ArrayFiles
+from rootlet_runtime.array_files import PLAIN, ArrayFiles, Cipher
 from rootlet_runtime.bundle import Bundle
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.fit import FitProgress, FitResult, Progress
@@ -44,6 +44,7 @@ class Learner:
         num_threads: Processor threads of one training.
         continual: What it replays, and the gate that an adapter must pass.
         engine: What runs the graphs.
+        cipher: What everything that was learnt passes through on its way to the disk.
 
     Attributes:
         tasks: Adapters that are kept by name.
@@ -59,13 +60,14 @@ class Learner:
         continual: Continual,
         *,
         engine: str = "onnxruntime",
+        cipher: Cipher = PLAIN,
     ) -> None:
         self.verdict: Verdict | None = None
         self._continual = continual
-        self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads)
-        self.tasks = AdapterBank(ArrayFiles(folder / "tasks"), bundle.manifest.adapter)
+        self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads, cipher=cipher)
+        self.tasks = AdapterBank(ArrayFiles(folder / "tasks", cipher), bundle.manifest.adapter)
         self.drift = ConfidenceDrift()
-        self._elastic = Elastic(continual.ewc, self.trainer, folder / "elastic")
+        self._elastic = Elastic(continual.ewc, self.trainer, folder / "elastic", cipher)
         self.busy = threading.Lock()
         self._folder = folder
         self._predictor = Trainer(bundle, engine=engine)

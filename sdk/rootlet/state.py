@@ -11,6 +11,7 @@ examples/       what the app observed (`rootlet.store`)
 replay/         the replay buffer, where the device has one (`rootlet.continual`)
 ledger.jsonl    what left the device (`rootlet.ledger`); ledger.head beside it
 enrolment/      who vouches for the device in secure rounds (`rootlet.secagg.enrolment`)
+keys.json       keys of examples/, replay/ and adapter-…/, unless the OS keystore has them
 mailbox/        the server's message in hand, and the node's id there (`rootlet.fleet.mailbox`)
 ```
 
@@ -28,6 +29,7 @@ from typing import Any, Self, TypeVar
 from rootlet.errors import StateError
 from rootlet.fleet.keys import NodeKey
 from rootlet.lock import DirectoryLock
+from rootlet.vault import KeyFile, Keystore, KeystoreName, Vault
 from rootlet_runtime.durable import fsync_folder, write_atomically
 from rootlet_runtime.errors import RollbackError
 from rootlet_runtime.manifest import Manifest
@@ -123,6 +125,17 @@ class StateDirectory:
             whole.replace(path)
             fsync_folder(self.path)
         return NodeKey.load(path)
+
+    def vault(self, keystore: KeystoreName) -> Vault:
+        """The keys of what lies here.
+
+        Raises:
+            MissingExtraError: ``keyring`` is asked for, and its package is not installed.
+            StoreError: The keys cannot be read.
+        """
+        if keystore == "keyring":
+            return Vault(Keystore(str(self.path.resolve())))
+        return Vault(KeyFile(self.path / "keys.json"))
 
     def adapter(self, manifest_sha256: str) -> Path:
         """Where the checkpoint of a bundle's adapter lies; it may not exist yet."""

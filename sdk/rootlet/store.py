@@ -13,21 +13,25 @@ Guarantees:
 * Of every ``holdout_every`` consecutive examples exactly one is held out, at a place drawn by a
   hash of its number; an example never moves between the two parts.
 * The disk holds at most ``capacity`` examples and one segment (an eighth of it) more.
-
-Examples are not encrypted: the directory is readable by its owner only.
+* With a cipher (`rootlet.vault`) a record that was changed, moved or replaced is left out and
+  noted; so is it noted where the end was cut off, by an authenticated head that follows each write.
+  A crash between the two is neither.
 """
 
 import hashlib
 import itertools
 import logging
+import os
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
 import numpy as np
 
 from rootlet.errors import ConfigError, StoreError
-from rootlet.segment import RecordFormat, Records, SegmentWriter
+from rootlet.segment import SALT_BYTES, RecordFormat, Records, SegmentWriter
+from rootlet.store_head import StoreCipher, StoreHead
 from rootlet_runtime.durable import fsync_folder
 from rootlet_runtime.errors import DataError
 from rootlet_runtime.manifest import TensorSpec
@@ -47,6 +51,8 @@ class ExampleStore:
         x_spec: The bundle's input.
         y_spec: The bundle's target.
         capacity: Most examples kept.
+        cipher: What every record passes through; None encrypts nothing.
+        retention_days: An example that is older is gone; None for no such bound.
         holdout_every: One of this many examples is held out.
         sync_interval_s: Longest time in seconds that an example waits for the disk.
 
@@ -62,6 +68,8 @@ class ExampleStore:
         y_spec: TensorSpec,
         *,
         capacity: int = 4096,
+        cipher: StoreCipher | None = None,
+        retention_days: float | None = None,
         holdout_every: int = 5,
         sync_interval_s: float = 1.0,
     ) -> None:
@@ -70,11 +78,16 @@ class ExampleStore:
         self.directory = directory
         self.capacity = capacity
         self.holdout_every = holdout_every
-        self._format = RecordFormat(x_spec, y_spec)
+        if retention_days is not None and not retention_days > 0:
+            raise ConfigError(f"retention_days is {retention_days}: must be positive")
+        self._retention_s = None if retention_days is None else retention_days * 86_400
+        self._cipher = cipher
+        self._format = RecordFormat(x_spec, y_spec, cipher)
         self._sync_interval_s = sync_interval_s
         self._disk = threading.Lock()  # taken before _changed, never by observe
         self._changed = threading.Condition()
-        self._pending: deque[tuple[int, np.ndarray, np.ndarray]] = deque(maxlen=capacity)
+        self._pending: deque[tuple[int, int, np.ndarray, np.ndarray]] = deque(maxlen=capacity)
+        self._salt = b""
         self._writer: SegmentWriter | None = None
         self._thread: threading.Thread | None = None
         self._hurry = False
@@ -85,6 +98,11 @@ class ExampleStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._counts = {path: self._count(path) for path in sorted(directory.glob("*" + _SUFFIX))}
         self._next = self._open_last()
+        self._head = None if cipher is None else StoreHead(directory, cipher)
+        if self._head is not None:
+            for note in self._head.check(self._next):
+                self._note(note)
+            self._next = max(self._next, self._head.next)
 
     def __len__(self) -> int:
         """Examples held, on disk and waiting for it."""
@@ -111,7 +129,7 @@ class ExampleStore:
         with self._changed:
             if self._closed:
                 raise StoreError(f"the example store {self.directory} is closed: open it again")
-            self._pending.append((self._next, x, y))
+            self._pending.append((self._next, int(time.time()), x, y))
             self._next += 1
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -152,16 +170,21 @@ class ExampleStore:
     def erase(self) -> None:
         """Removes every example, on disk and waiting; numbering starts anew.
 
-        The files are unlinked, not overwritten: a flash medium may keep their blocks for a while.
+        With a cipher their key is destroyed first, so nothing readable is left, whatever a flash
+        medium keeps of the unlinked files.
         """
         with self._disk, self._changed:
             self._pending.clear()
             self._close_writer()
+            if self._cipher is not None:
+                self._cipher.renew()
             for path in self.directory.glob("*" + _SUFFIX):
                 path.unlink()
             fsync_folder(self.directory)
             self._counts.clear()
             self._next = 0
+            if self._head is not None:
+                self._head.keep(0)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -199,13 +222,18 @@ class ExampleStore:
         with self._disk:
             stored = [self._read(path) for path in self._counts]
             with self._changed:
-                waiting = np.frombuffer(self._format.pack(self._pending), self._format.dtype)
+                waiting = self._format.pack(self._pending)
                 oldest = self._next - self.capacity
+        limit_s = 0 if self._retention_s is None else time.time() - self._retention_s
         chosen = [
             records[
                 [
-                    counter >= oldest and is_held_out(counter, self.holdout_every) is held_out
-                    for counter in records["counter"].tolist()
+                    counter >= oldest
+                    and time_s >= limit_s
+                    and is_held_out(counter, self.holdout_every) is held_out
+                    for counter, time_s in zip(
+                        records["counter"].tolist(), records["time"].tolist(), strict=True
+                    )
                 ]
             ]
             for records in (*stored, waiting)
@@ -221,8 +249,8 @@ class ExampleStore:
         return records
 
     def _count(self, path: Path) -> int:
-        size = path.stat().st_size - len(self._format.header)
-        return max(0, size) // self._format.dtype.itemsize
+        size = path.stat().st_size - self._format.header_bytes
+        return max(0, size) // self._format.record_bytes
 
     def _open_last(self) -> int:
         """Cuts a torn end off the newest segment; returns the number of the next example."""
@@ -232,7 +260,9 @@ class ExampleStore:
         records, size = self._format.read(path)
         if (torn := path.stat().st_size - size) > 0:
             self._note(f"{path.name}: cut {torn} torn bytes off its end")
-        self._writer = SegmentWriter(path, self._format.header, size)
+        salt = self._format.salt(path)
+        self._salt = os.urandom(SALT_BYTES) if salt is None else salt
+        self._writer = SegmentWriter(path, self._format.header(self._salt), size)
         self._counts[path] = self._count(path)
         return int(records["counter"][-1]) + 1 if len(records) else int(path.stem)
 
@@ -264,7 +294,7 @@ class ExampleStore:
             with self._changed:
                 self._changed.notify_all()
 
-    def _write(self, batch: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+    def _write(self, batch: list[tuple[int, int, np.ndarray, np.ndarray]]) -> None:
         per_segment = -(-self.capacity // _SEGMENTS)
         while batch:
             writer = self._writer
@@ -272,30 +302,40 @@ class ExampleStore:
                 writer = self._begin_segment(batch[0][0])
             room = per_segment - self._counts[writer.path]
             written, batch = batch[:room], batch[room:]
-            writer.append(self._format.pack(written))
+            records = self._format.pack(written)
+            writer.append(self._format.seal(records, self._salt, self._counts[writer.path]))
             last = written[-1][0]
             with self._changed:
                 self._counts[writer.path] += len(written)
                 while self._pending and self._pending[0][0] <= last:
                     self._pending.popleft()
             self._retire(last + 1 - self.capacity)
+            if self._head is not None:
+                self._head.keep(last + 1)
 
     def _begin_segment(self, first: int) -> SegmentWriter:
         self._close_writer()
         path = self.directory / f"{first:020d}{_SUFFIX}"
-        self._writer = SegmentWriter(path, self._format.header, 0)
+        self._salt = os.urandom(SALT_BYTES)
+        self._writer = SegmentWriter(path, self._format.header(self._salt), 0)
         with self._changed:
             self._counts[path] = 0
         return self._writer
 
     def _retire(self, oldest: int) -> None:
-        """Unlinks the segments that end before the example numbered ``oldest``."""
+        """Unlinks the segments that end before the example numbered ``oldest``, or are too old."""
         for path, following in itertools.pairwise(list(self._counts)):
-            if int(following.stem) > oldest:
+            if int(following.stem) > oldest and not self._expired(path):
                 return
             path.unlink()
             with self._changed:
                 del self._counts[path]
+
+    def _expired(self, path: Path) -> bool:
+        """Whether all of a segment that is written no more is beyond its time."""
+        if self._retention_s is None:
+            return False
+        return path.stat().st_mtime < time.time() - self._retention_s
 
     def _close_writer(self) -> None:
         if self._writer is not None:

@@ -11,6 +11,7 @@ from rootlet.continual import Continual, ContinualConfig
 from rootlet.data import ArrayData
 from rootlet.errors import ConfigError
 from rootlet.learner import Learner
+from rootlet.vault import EXAMPLES, KeyFile, Vault
 from rootlet_runtime import Bundle
 from rootlet_runtime.array_files import ArrayFiles
 from rootlet_runtime.errors import AdapterError
@@ -134,7 +135,8 @@ def test_what_was_learnt_is_replayed_after_a_restart_and_counted_once(
     client.close()
 
     buffer = ReplayBuffer(bundle.manifest, REPLAY)
-    assert buffer.restore(ArrayFiles(tmp_path / "state" / "replay"), "replay")
+    cipher = Vault(KeyFile(tmp_path / "state" / "keys.json")).cipher(EXAMPLES)
+    assert buffer.restore(ArrayFiles(tmp_path / "state" / "replay", cipher), "replay")
     assert buffer.seen == 90
     assert (buffer.uses[:60] >= 10 + np.array(result.replay_uses)).all()
     assert (buffer.uses[60:] == 10).all()

@@ -21,6 +21,7 @@ from rootlet.fleet.records import ArrayRecord, ConfigRecord, MetricRecord
 from rootlet.learner import Learner
 from rootlet.protocol import ERROR_REFUSED, EvaluateReply, EvaluateRequest, TrainRequest
 from rootlet.state import StateDirectory
+from rootlet.vault import EXAMPLES, LEARNT, KeyFile, Vault
 from rootlet_runtime import Bundle, trainer
 from rootlet_runtime.quality_gate import QualityGate
 from rootlet_runtime.replay import ReplaySettings
@@ -131,18 +132,21 @@ def test_a_node_with_a_state_directory_remembers_as_a_device_does(real, mlp_bund
     start = real.initial_adapter()
     trained = app(train_message(real, start), context(rows=1))
     assert not trained.has_error()
-    kept = Continual(continual, real.manifest, tmp_path / "node" / "replay", data.holdout)
+    vault = Vault(KeyFile(tmp_path / "node" / "keys.json"))
+    kept = Continual(
+        continual, real.manifest, tmp_path / "node" / "replay", data.holdout, vault.cipher(EXAMPLES)
+    )
     assert kept.remembered == 60
     with StateDirectory(tmp_path / "node") as state:
         folder, spent = state.adapter(real.manifest_sha256), EnergyAccount(state).today()
     assert spent.joules > 0
-    learner = Learner(real, folder, 1, kept)
+    learner = Learner(real, folder, 1, kept, cipher=vault.cipher(LEARNT))
     for name, value in trained.content["arrays"].items():
         np.testing.assert_array_equal(learner.trainer.adapter[name], value.numpy())
 
     worse = {name: -value for name, value in learner.trainer.adapter.items()}
     assert not app(train_message(real, worse), context(rows=1)).has_error()
-    after = Learner(real, folder, 1, kept)
+    after = Learner(real, folder, 1, kept, cipher=vault.cipher(LEARNT))
     for name, value in learner.trainer.adapter.items():
         np.testing.assert_array_equal(after.trainer.adapter[name], value)  # the gate kept it
 
