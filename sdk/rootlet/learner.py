@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.continual import Continual
+from rootlet.controls import Controls
 from rootlet.drift import ConfidenceDrift
 from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
@@ -67,6 +68,7 @@ class Learner:
         self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads, cipher=cipher)
         self.tasks = AdapterBank(ArrayFiles(folder / "tasks", cipher), bundle.manifest.adapter)
         self.drift = ConfidenceDrift()
+        self._controls = Controls(ArrayFiles(folder / "control", cipher))
         self._elastic = Elastic(continual.ewc, self.trainer, folder / "elastic", cipher)
         self.busy = threading.Lock()
         self._folder = folder
@@ -201,6 +203,7 @@ class Learner:
             feedback=self._feedback,
             secure=secure,
             account=account,
+            controls=self._controls,
         )
 
     def finish(self, allowance: Allowance | None = None) -> Verdict | None:
