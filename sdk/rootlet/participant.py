@@ -222,6 +222,11 @@ class Participant:
         noise = None if stage is None else self._enrolled().plan(stage).noise
         if terms is None and noise is None:
             return None
+        if stage is not None and terms is not None and (terms.unit == "device" or noise):
+            raise RequestRefusedError(
+                f"the request asks for privacy by {terms.unit} beside the secure round's own: one "
+                "account cannot hold both; noise by device belongs in the round's plan"
+            )
         if terms is not None and terms.unit == "example":
             spent = planned_steps(asked, terms)
         elif noise is not None:
