@@ -47,7 +47,9 @@ class Cipher(Protocol):
 
 
 class Plain:
-    """No encryption."""
+    """No encryption; ``overhead`` is what sealing adds, in bytes."""
+
+    name, overhead = "none", 0
 
     def seal(self, name: str, plain: bytes) -> bytes:
         """The same bytes."""

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.errors import StoreError
+from rootlet_runtime.array_files import PLAIN
 from rootlet_runtime.durable import fsync_folder
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.manifest import TensorSpec
@@ -59,22 +60,6 @@ class RecordCipher(Protocol):
         """
 
 
-class PlainRecords:
-    """No encryption."""
-
-    name, overhead = "none", 0
-
-    def seal(self, name: str, plain: bytes) -> bytes:
-        """The same bytes."""
-        del name
-        return plain
-
-    def open(self, name: str, sealed: bytes) -> bytes:
-        """The same bytes."""
-        del name
-        return sealed
-
-
 class RecordFormat:
     """How one example lies in a file: the record's dtype and the header that declares it.
 
@@ -99,7 +84,7 @@ class RecordFormat:
                 ("y", y_dtype, y_shape),
             ]
         )
-        self._cipher: RecordCipher = PlainRecords() if cipher is None else cipher
+        self._cipher: RecordCipher = PLAIN if cipher is None else cipher
         self._schema = {
             "x": [x_dtype.str, list(x_shape)],
             "y": [y_dtype.str, list(y_shape)],
