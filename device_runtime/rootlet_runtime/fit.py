@@ -13,9 +13,9 @@ from rootlet_runtime.cipher import PLAIN, Cipher
 from rootlet_runtime.energy import Energy
 from rootlet_runtime.engines import Engine
 from rootlet_runtime.errors import DivergedError
-from rootlet_runtime.ewc import ElasticWeights
 from rootlet_runtime.fit_checkpoint import FitCheckpoint, fingerprint
 from rootlet_runtime.guard import Guard, GuardConfig, chance_of
+from rootlet_runtime.pull import Pull
 from rootlet_runtime.quality_gate import Verdict
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.spending import Spending
@@ -140,7 +140,7 @@ class FitRun:
     replayed: int = 0
     replay_per_batch: int = 0
     teacher: Teacher | None = None
-    elastic: ElasticWeights | None = None
+    elastic: Pull | None = None
     schedule: RateSchedule
     guard: GuardConfig | None
     held_out: HeldOut | None

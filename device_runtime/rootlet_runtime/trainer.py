@@ -23,7 +23,7 @@ from rootlet_runtime.cipher import PLAIN, Cipher
 from rootlet_runtime.engines import largest_step, open_engine
 from rootlet_runtime.engines.locked import LockedEngine
 from rootlet_runtime.errors import CheckpointError, DataError
-from rootlet_runtime.ewc import ElasticWeights, diagonal_fisher
+from rootlet_runtime.ewc import diagonal_fisher
 from rootlet_runtime.feedback_part import FeedbackPart
 from rootlet_runtime.fit import FitResult, FitRun, Progress
 from rootlet_runtime.guard import GuardConfig
@@ -31,6 +31,7 @@ from rootlet_runtime.instructions import InstructionCounter
 from rootlet_runtime.meter import Meter
 from rootlet_runtime.private_fit import PrivateRun, PrivateTraining
 from rootlet_runtime.private_report import PrivacySpent, PrivateFitResult, PrivateProgress
+from rootlet_runtime.pull import Pull
 from rootlet_runtime.replay import Replay, ReplayBuffer
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.spending import Spending
@@ -99,7 +100,7 @@ class Trainer:
         replay: Replay | None = None,
         distillation: float = 0.0,
         teacher: Mapping[str, npt.ArrayLike] | None = None,
-        elastic: ElasticWeights | None = None,
+        elastic: Pull | None = None,
         schedule: RateSchedule | None = None,
         held_out: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         guard: GuardConfig | None = DEFAULT_GUARD,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rootlet.continual import Continual
+from rootlet.controls import Controls
 from rootlet.drift import ConfidenceDrift
 from rootlet.elastic import Elastic
 from rootlet.energy_account import Allowance
@@ -65,12 +66,14 @@ class Learner:
     ) -> None:
         self.verdict: Verdict | None = None
         self._continual = continual
-        cipher, tasks, elastic = (
-            cipher_of(vault, "learnt", folder.name + place) for place in ("", "/tasks", "/elastic")
+        cipher, tasks, control, elastic = (
+            cipher_of(vault, "learnt", folder.name + place)
+            for place in ("", "/tasks", "/control", "/elastic")
         )
         self.trainer = Trainer(bundle, engine=engine, num_threads=num_threads, cipher=cipher)
         self.tasks = AdapterBank(ArrayFiles(folder / "tasks", tasks), bundle.manifest.adapter)
         self.drift = ConfidenceDrift()
+        self._controls = Controls(ArrayFiles(folder / "control", control))
         self._elastic = Elastic(
             continual.ewc, self.trainer, ArrayFiles(folder / "elastic", elastic)
         )
@@ -207,6 +210,7 @@ class Learner:
             feedback=self._feedback,
             secure=secure,
             account=account,
+            controls=self._controls,
         )
 
     def finish(self, allowance: Allowance | None = None) -> Verdict | None:

@@ -21,6 +21,7 @@ from rootlet.learner import Learner
 from rootlet.ledger import Ledger
 from rootlet.participant import Participant
 from rootlet.policy import Decision
+from rootlet.protocol import CONTROL
 from rootlet.secagg.messages import QUERY, SECURE
 from rootlet.status import DeviceEvent, DeviceState, kept, rolled_back
 from rootlet_runtime.cipher import Cipher
@@ -240,7 +241,10 @@ class Membership:
         privacy = {} if spent is None else self._means.participant.account.charged(spent)
         protections = ["secure aggregation"] if secure else []
         protections += [] if spent is None else ["differential privacy"]
-        names = {part: list(answer.records.get(part, ())) for part in ("arrays", UPDATE, "metrics")}
+        names = {
+            part: list(answer.records.get(part, ()))
+            for part in ("arrays", UPDATE, CONTROL, "metrics")
+        }
         try:
             self._means.ledger.append(
                 kind,
@@ -249,7 +253,7 @@ class Membership:
                 round=request.group_id,
                 bundle=f"{manifest.name} {manifest.version}",
                 bytes=records_bytes(answer.records) + len(answer.error.encode()),
-                tensors=names["arrays"] + names[UPDATE],
+                tensors=names["arrays"] + names[UPDATE] + names[CONTROL],
                 metrics=names["metrics"],
                 protection=", ".join(protections) or "none",
                 **privacy,

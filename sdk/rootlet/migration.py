@@ -71,7 +71,7 @@ def seal_files(state: Path, vault: Vault) -> None:
         _seal_checkpoint(folder, TRAINER_STEM, adapter)
         _seal_checkpoint(folder, FIT_STEM, adapter)
         _seal_checkpoint(folder / "round", FIT_STEM, adapter)
-        for name in ("tasks", "elastic"):
+        for name in ("tasks", "control", "elastic"):
             _seal_arrays(folder / name, cipher_of(vault, "learnt", f"{folder.name}/{name}"))
     _seal_arrays(state / "replay", cipher_of(vault, "examples", "replay"))
     message = state / "mailbox" / "message"

@@ -11,6 +11,7 @@ import numpy as np
 from rootlet import protocol
 from rootlet.compression import UPDATE, Arrays
 from rootlet.continual import Continual
+from rootlet.controls import Controls
 from rootlet.energy_account import Allowance
 from rootlet.errors import RecordError, RequestRefusedError
 from rootlet.fleet.envelope import Answer, FleetRequest
@@ -99,6 +100,7 @@ class Participant:
             participant, and is not told to the server.
         secure: Answers the stages of secure aggregation; None where the device is not enrolled.
         account: What private rounds may spend, and have; None for no bound, and no memory.
+        controls: Keeps the control variate of SCAFFOLD; None for as long as the participant lasts.
 
     Attributes:
         allowance: What a round may spend, and the account that it is charged to.
@@ -121,6 +123,7 @@ class Participant:
         feedback: RefreshedFeedback | None = None,
         secure: SecureParticipation | None = None,
         account: PrivacyAccount | None = None,
+        controls: Controls | None = None,
     ) -> None:
         self.last_fit: FitResult | None = None
         self.allowance = allowance or Allowance()
@@ -132,6 +135,7 @@ class Participant:
         self._continual = continual
         self._feedback = feedback or RefreshedFeedback(trainer)
         self._secure = secure
+        self._controls = controls or Controls()
         self.account = account or PrivacyAccount(PrivacyPolicy())
         self.last_spent: PrivacySpent | None = None
         self._private = PrivateRounds(data, self.allowance, checkpoint_dir)
@@ -218,6 +222,11 @@ class Participant:
         noise = None if stage is None else self._enrolled().plan(stage).noise
         if terms is None and noise is None:
             return None
+        if stage is not None and terms is not None and (terms.unit == "device" or noise):
+            raise RequestRefusedError(
+                f"the request asks for privacy by {terms.unit} beside the secure round's own: one "
+                "account cannot hold both; noise by device belongs in the round's plan"
+            )
         if terms is not None and terms.unit == "example":
             spent = planned_steps(asked, terms)
         elif noise is not None:
@@ -267,6 +276,8 @@ class Participant:
                 examples=len(x),
                 held_out=len(measured_x) if holds_out else 0,
             )
+        manifest = self._trainer.bundle.manifest
+        control = self._controls.begin(asked.control, manifest) if asked.control else None
         accepted = self._trainer.adapter
         self._trainer.load_adapter(asked.adapter)
         received = self._trainer.evaluate(measured_x, measured_y)
@@ -293,7 +304,7 @@ class Participant:
             schedule=ROUND,
             held_out=(measured_x, measured_y) if holds_out else None,
             energy_limit_j=allowance.limit_j,
-            elastic=_proximal(asked),
+            elastic=_proximal(asked) if control is None else control,
         )
         allowance.charge(result.energy, final=True)
         if result.ended_by == "energy":
@@ -321,6 +332,9 @@ class Participant:
             bytes_up=records_bytes({name: ArrayRecord(update or adapter)}),
             feedback_version=self._feedback.version,
             update=update,
+            control={}
+            if control is None
+            else self._controls.finish(control, dict(asked.adapter), adapter, result),
         )
 
     def _update(self, asked: TrainRequest, adapter: Arrays) -> dict[str, np.ndarray]:

@@ -26,6 +26,8 @@ from rootlet.record_checks import (
 )
 
 TRAIN, EVALUATE = "train", "evaluate"
+CONTROL = "control"
+"""The record of SCAFFOLD's control variates."""
 METRICS = ("accuracy", "error")
 """What a model is measured by: accuracy for classification, mean squared error for regression."""
 
@@ -124,6 +126,7 @@ class TrainRequest(EvaluateRequest):
             2020): after each step, ``w <- w_received + (w - w_received) / (1 + rate proximal_mu)``.
             0, which is not sent, for not at all.
         compression: How the update shall travel; None, which is not sent, for the adapter itself.
+        control: SCAFFOLD's mean control variate, by adapter name; empty for none.
     """
 
     epochs: int
@@ -132,6 +135,7 @@ class TrainRequest(EvaluateRequest):
     feedback: bytes = b""
     proximal_mu: float = 0.0
     compression: Compression | None = None
+    control: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,11 +147,15 @@ class TrainRequest(EvaluateRequest):
         require(positive, "learning_rate", self.learning_rate, "positive and finite")
         mu = self.proximal_mu
         require(math.isfinite(mu) and 0 <= mu <= MAX_MU, "proximal_mu", mu, f"0 to {MAX_MU:g}")
+        if self.control:
+            check_adapter(self.control)
+            require(not mu, "proximal_mu", mu, "0 with control variates")
 
     def to_records(self) -> Records:
         """Return the content of the message."""
         part = {FEEDBACK: feedback_record.to_record(self.feedback)} if self.feedback else {}
-        return {**super().to_records(), **part}
+        control = {CONTROL: ArrayRecord(self.control)} if self.control else {}
+        return {**super().to_records(), **part, **control}
 
     @classmethod
     def from_records(cls, records: AnyRecords) -> Self:
@@ -157,14 +165,15 @@ class TrainRequest(EvaluateRequest):
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
         record = records.get(FEEDBACK)
-        plain = {k: v for k, v in records.items() if k != FEEDBACK}
+        plain = {k: v for k, v in records.items() if k not in {FEEDBACK, CONTROL}}
         config = check_config(plain, _TRAIN_KEYS, _TRAIN_OPTIONS)
         part = b"" if record is None else feedback_record.from_record(record)
         kind, top_k = config.pop("compression", None), config.pop("top_k", 0.0)
         require(kind is not None or not top_k, "top_k", top_k, "0 without compression")
         smaller = None if kind is None else Compression(kind=kind, top_k=top_k)
         adapter = dict(records["arrays"])
-        return cls(adapter=adapter, feedback=part, compression=smaller, **config)
+        control = dict(records.get(CONTROL, {}))
+        return cls(adapter=adapter, feedback=part, compression=smaller, control=control, **config)
 
     def _config(self) -> dict[str, int | float | str]:
         top_k = 0.0 if self.compression is None else float(self.compression.top_k)
@@ -235,6 +244,7 @@ class TrainReply(EvaluateReply):
         feedback_version: Of the refreshed feedback that the device keeps; 0, which is not sent,
             for none.
         update: Trained minus received, as the request's compression encodes it; empty for none.
+        control: What changed in the device's control variate; empty for none.
     """
 
     adapter: Arrays
@@ -245,6 +255,7 @@ class TrainReply(EvaluateReply):
     bytes_up: int
     feedback_version: int = 0
     update: Arrays = field(default_factory=dict)
+    control: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +269,8 @@ class TrainReply(EvaluateReply):
     def to_records(self) -> Records:
         """Return the content of the message."""
         name, arrays = (UPDATE, self.update) if self.update else ("arrays", self.adapter)
-        return {name: ArrayRecord(arrays), **super().to_records()}
+        control = {CONTROL: ArrayRecord(self.control)} if self.control else {}
+        return {name: ArrayRecord(arrays), **control, **super().to_records()}
 
     @classmethod
     def from_records(cls, records: AnyRecords) -> Self:
@@ -268,14 +280,17 @@ class TrainReply(EvaluateReply):
             RecordError: Anything missing, unknown, of the wrong type or out of bounds.
         """
         kind = UPDATE if UPDATE in records else "arrays"
-        check_names("records", records, {kind, "metrics"})
+        control = {CONTROL} & set(records)
+        check_names("records", records, {kind, "metrics", *control})
         values = _metrics(
             records["metrics"],
             ("received", "trained"),
             (*_TRAINED, _VERSION) if _VERSION in records["metrics"] else _TRAINED,
         )
-        adapter, update = (dict(records.get(name, {})) for name in ("arrays", UPDATE))
-        return cls(adapter=adapter, update=update, **values)
+        adapter, update, changed = (
+            dict(records.get(name, {})) for name in ("arrays", UPDATE, CONTROL)
+        )
+        return cls(adapter=adapter, update=update, control=changed, **values)
 
     def _numbers(self) -> dict[str, float]:
         return {

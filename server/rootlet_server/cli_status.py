@@ -69,14 +69,20 @@ def _lines(s: "FederationStatus", *, served: bool) -> list[tuple[str, str]]:
         lines += [
             ("round", f"{s.round} finished: {s.answered} of {s.asked} devices, {s.round_s:.1f} s"),
             ("traffic", f"{s.bytes_down:,} bytes to devices, {s.bytes_up:,} bytes from them"),
-            ("energy", f"{s.energy_estimated_j:.3g} J on the devices (estimated)"),
         ]
+        if not s.protection:  # else no device tells
+            lines.append(("energy", f"{s.energy_estimated_j:.3g} J on the devices (estimated)"))
     for name, values in (("metrics", s.means), ("on server", s.central)):
         if values:
             lines.append((name, ", ".join(f"{key} {value:.4g}" for key, value in values.items())))
     if s.refused:
         lines.append(("refused", f"{s.refused}; the last: {s.last_refusal}"))
-    lines.append(("privacy", "none: updates are not clipped or noised, no epsilon is promised"))
+    unprotected = "none: updates are not clipped or noised, no epsilon is promised"
+    lines.append(("privacy", s.protection or unprotected))
+    if s.restarts:
+        lines.append(("restarts", f"{s.restarts}, each after the last finished round"))
+    if s.note:
+        lines.append(("note", s.note))
     if s.error:
         lines.append(("error", s.error))
     if s.published:

@@ -82,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print_heading("Time to an accuracy in simulated hours", ("torch", "flwr"))
     with tempfile.TemporaryDirectory() as folder:
-        bundle, digits = turned_digits(Path(folder))
+        (bundle,), digits = turned_digits(Path(folder))
         ways = {name: Way(pace, bundle, digits, args) for name, pace in WAYS.items()}
         rates = {
             name: max(RATES, key=lambda rate: reached(way.run(rate, seed=100)))

@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print_heading("Accuracy at a privacy budget", ("torch", "dp-accounting"))
     with tempfile.TemporaryDirectory() as folder:
-        bundle, digits = turned_digits(Path(folder))
+        (bundle,), digits = turned_digits(Path(folder))
         drawings = range(args.drawings)
         free = [accuracy(bundle, digits, args, None, seed) for seed in drawings]
         rows = [("no privacy", "", "", with_spread(free, ".1f"))]

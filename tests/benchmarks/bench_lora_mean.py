@@ -25,15 +25,12 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from report import print_heading, print_table, with_spread
-from scipy.ndimage import rotate
-from torch import nn
+from turned_digits import turned_digits
 
 from rootlet_runtime.bundle import Bundle
-from rootlet_server.bench.task_handwriting import pictures
-from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
+from rootlet_server.compiler import CompileConfig, LoraConfig
 from rootlet_server.federation.strategies import Update, make_strategy
 from rootlet_server.simulation import LocalTraining, SampledPopulation, simulate
-from rootlet_server.training import Arrays, FullTrainingConfig, TrainingData, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,30 +106,17 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     print_heading("Averaging adapters with a trained A", ("torch", "flwr"))
-    x, y = pictures()
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = x[order], y[order]
-    torch.manual_seed(0)
-    base = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
-        nn.Linear(64, 10),
-    )  # fmt: skip
-    upright = TrainingData(train=Arrays.of(x[:2000], y[:2000]))
-    base = train(base, upright, FullTrainingConfig(epochs=10, batch_size=50)).model
-    turned = rotate(x[2000:], 60, axes=(1, 2), reshape=False, order=1).astype(np.float32)
+    configs = {
+        kind: CompileConfig(
+            rule="backprop", optimizer="sgd", adapter=LoraConfig(kind=kind, rank=args.rank)
+        )
+        for kind in ("lora", "calibrated")
+    }
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {}
-        for kind in ("lora", "calibrated"):
-            config = CompileConfig(
-                rule="backprop", optimizer="sgd", adapter=LoraConfig(kind=kind, rank=args.rank)
-            )
-            compiled = compile_bundle(
-                base, calibration_x=x[:128], config=config, name=kind, version=1, signing_key=None,
-                out=Path(folder) / f"{kind}.rootlet",
-            )  # fmt: skip
-            bundles[kind] = Bundle.load(compiled.path, trusted_keys=[], allow_unsigned=True)
+        found, digits = turned_digits(Path(folder), configs)
+        bundles = dict(zip(configs, found, strict=True))
         ways = {
-            name: Way(bundle=bundles[kind], product=product, digits=(turned, y[2000:]), args=args)
+            name: Way(bundle=bundles[kind], product=product, digits=digits, args=args)
             for name, kind, product in (
                 ("separate", "lora", False),
                 ("product", "lora", True),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,18 @@ from rootlet_server.training import Arrays, FullTrainingConfig, TrainingData, tr
 Digits = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
-def turned_digits(folder: Path, *, degrees: float = 60) -> tuple[Bundle, Digits]:
-    """A bundle whose base learnt 2,000 upright digits, and the other 3,000, turned."""
+DFA = CompileConfig(rule="dfa")
+
+
+def turned_digits(
+    folder: Path, configs: Mapping[str, CompileConfig] = MappingProxyType({"dfa": DFA})
+) -> tuple[list[Bundle], Digits]:
+    """Bundles whose base learnt 2,000 upright digits, and the other 3,000, turned by 60 degrees.
+
+    Args:
+        folder: where the bundles go.
+        configs: how each is compiled, by its name.
+    """
     x, y = pictures()
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order], y[order]
@@ -30,10 +42,12 @@ def turned_digits(folder: Path, *, degrees: float = 60) -> tuple[Bundle, Digits]
     )  # fmt: skip
     upright = TrainingData(train=Arrays.of(x[:2000], y[:2000]))
     base = train(base, upright, FullTrainingConfig(epochs=10, batch_size=50)).model
-    turned = rotate(x[2000:], degrees, axes=(1, 2), reshape=False, order=1).astype(np.float32)
-    compiled = compile_bundle(
-        base, calibration_x=x[:128], config=CompileConfig(rule="dfa"), name="turned", version=1,
-        signing_key=None, out=folder / "turned.rootlet",
-    )  # fmt: skip
-    bundle = Bundle.load(compiled.path, trusted_keys=[], allow_unsigned=True)
-    return bundle, (turned, y[2000:])
+    turned = rotate(x[2000:], 60, axes=(1, 2), reshape=False, order=1).astype(np.float32)
+    bundles = []
+    for name, config in configs.items():
+        compiled = compile_bundle(
+            base, calibration_x=x[:128], config=config, name=name, version=1, signing_key=None,
+            out=folder / f"{name}.rootlet",
+        )  # fmt: skip
+        bundles.append(Bundle.load(compiled.path, trusted_keys=[], allow_unsigned=True))
+    return bundles, (turned, y[2000:])

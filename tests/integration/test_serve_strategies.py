@@ -127,6 +127,17 @@ def test_the_server_steps_by_adam(federation):
     assert found[-1] > found[0] + 0.3
 
 
+def test_devices_keep_control_variates(federation, tmp_path):
+    """SCAFFOLD over a real SuperLink: the last adapters are better, and each device remembers."""
+    _, result = federation(
+        devices=3, rounds=4, strategy="scaffold", strategy_options={"devices": 3}
+    )
+    assert [event.devices for event in result.rounds] == [3] * 4
+    received = [event.means["accuracy_received"] for event in result.rounds]
+    assert received[-1] > received[0] + 0.1
+    assert len(list(tmp_path.rglob("control.arrays"))) == 3
+
+
 def test_krum_withstands_an_attacker_that_ruins_the_mean(federation, tmp_path):
     """Four honest devices and one that answers -20 times what it got, by a million examples."""
     everybody = {"devices": 4, "attackers": 1, "rounds": 3}

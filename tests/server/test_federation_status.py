@@ -151,3 +151,23 @@ def test_tensorboard_gets_the_figures_of_every_round(tmp_path):
     )
     protected = events.RoundFinished(round=3, protection="one sum", **(ROUND | {"means": {}}))
     assert set(figures(protected)) == {"round/seconds", "round/devices"}
+
+
+def test_protection_epsilon_restarts_and_the_budget_are_told(state_dir, capsys):
+    log = EventLog(state_dir / "events.jsonl")
+    protected = ROUND | {"means": {}, "protection": "one sum, epsilon 2 at delta 1e-05"}
+    for event in (
+        events.Restarted(reason="the SuperLink died"),
+        events.RoundRepeated(round=3, reason="too few"),
+        events.RoundFinished(round=3, epsilon=2.0, **protected),
+        events.BudgetSpent(round=3, reason="above the budget of 2"),
+    ):
+        log.write(event)
+    log.close()
+    status = read_status(state_dir / "events.jsonl")
+    assert (status.restarts, status.epsilon, status.note) == (1, 2.0, "above the budget of 2")
+    main(["status", "--state-dir", str(state_dir)])
+    shown = capsys.readouterr().out
+    assert "privacy     one sum, epsilon 2 at delta 1e-05" in shown
+    assert "note        above the budget of 2" in shown
+    assert "energy" not in shown

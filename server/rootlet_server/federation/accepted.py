@@ -19,7 +19,7 @@ from rootlet_server.federation.replies import (
     check_private_reply,
     check_train_reply,
 )
-from rootlet_server.federation.strategies import Update
+from rootlet_server.federation.strategies import CONTROLLED, Update
 
 _SUMS = ("bytes_down", "bytes_up", "energy_estimated_j")
 _NO_MEANS = (NUM_EXAMPLES, *_SUMS, FEEDBACK_VERSION)
@@ -54,13 +54,15 @@ class Judge:
         try:
             if plan.privacy is not None:
                 metrics, adapter = check_private_reply(answer.message, received=received)
+                control = None
             else:
-                metrics, adapter = check_train_reply(
+                metrics, adapter, control = check_train_reply(
                     answer.message,
                     received=received,
                     metric=plan.metric,
                     max_examples=plan.max_examples,
                     compression=plan.smaller,
+                    controlled=plan.strategy == CONTROLLED,
                 )
             self._check_length(received, adapter)
         except ReplyError as error:
@@ -74,6 +76,7 @@ class Judge:
             num_examples=int(metrics.get(NUM_EXAMPLES, 1)),
             loss=metrics.get("loss", 0.0),
             staleness=staleness,
+            control=control,
         )
         return Accepted(answer.node, metrics, update)
 

@@ -201,8 +201,8 @@ class ServeConfig:
         by_example = self.secure is None and self.privacy is not None
         if by_example and self.privacy is not None and self.privacy.unit == "example":
             allowed: tuple[str, ...] = tuple(STRATEGIES)
-            reads_losses = ("qfedavg",)
-            allowed = tuple(name for name in allowed if name not in reads_losses)
+            reads_more = ("qfedavg", "scaffold")
+            allowed = tuple(name for name in allowed if name not in reads_more)
         else:
             allowed = OF_THE_MEAN
         if self.strategy not in {*allowed, None}:

@@ -153,8 +153,9 @@ class RoundFinished(Event):
         train_s: The longest training time of a device, in seconds.
         energy_estimated_j: Sum of the devices' estimates, in joules.
         central: Metrics on the server's own evaluation data, if it has any.
-        protection: How the updates were protected from the server; then there are no means, and
-            neither training times nor energies.
+        protection: How the updates were protected; then there are no means, and neither training
+            times nor energies.
+        epsilon: What all rounds have spent, where they are private.
     """
 
     kind: ClassVar[str] = "round_finished"
@@ -169,6 +170,7 @@ class RoundFinished(Event):
     energy_estimated_j: float
     central: Mapping[str, float] | None = None
     protection: str = ""
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

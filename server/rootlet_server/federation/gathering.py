@@ -26,6 +26,7 @@ class Gathered:
         devices: Devices that are in the answers.
         bytes_up: Bytes that they sent.
         protection: How they are protected; then no answer tells of a device.
+        epsilon: What all rounds have spent, where they are private.
         failed: Why there is no answer, where it is known.
     """
 
@@ -35,6 +36,7 @@ class Gathered:
     devices: int = 0
     bytes_up: int = 0
     protection: str = ""
+    epsilon: float | None = None
     failed: str = ""
 
     @classmethod
@@ -135,6 +137,7 @@ def summary(
         energy_estimated_j=0.0,
         central=central(after.adapter) if central else None,
         protection=gathered.protection,
+        epsilon=gathered.epsilon,
     )
     if gathered.protection:
         return found

@@ -50,6 +50,7 @@ class StatusCollector(Collector):
             ("bundle_version", "Version of the published bundle; 0 before.", s.version),
             ("training", "1 while a cohort trains.", float(s.state == "training")),
             ("failed", "1 where the run ended early.", float(s.state == "failed")),
+            ("privacy_epsilon", "Spent by private rounds; 0 for none.", s.epsilon or 0.0),
             ("seconds_since_event", "Age of the last event.",
              time.time() - s.last_event_s if s.last_event_s else 0.0),
         )  # fmt: skip
@@ -57,6 +58,7 @@ class StatusCollector(Collector):
             yield GaugeMetricFamily(f"rootlet_{name}", text, value=value)
         counters = (
             ("replies_refused", "Answers left out.", s.refused),
+            ("restarts", "Starts of the server's processes after one of them died.", s.restarts),
             ("bytes_down", "Bytes that devices received.", s.bytes_down),
             ("bytes_up", "Bytes that devices sent.", s.bytes_up),
             ("energy_estimated_joules", "Sum of the devices' estimates.", s.energy_estimated_j),

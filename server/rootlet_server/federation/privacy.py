@@ -151,14 +151,7 @@ class FederationAccount:
         if privacy is None:
             return ""
         spent = privacy.of_round(epochs)
-        total = self.epsilon(spent)
-        told = in_words(total, privacy.delta, spent.unit, spent.neighbours)
-        if total > privacy.epsilon:
-            before = self.epsilon()
-            raise BudgetSpentError(
-                f"round {round_} would bring the federation to {told}, above the budget of "
-                f"{privacy.epsilon:g}; {before:.3g} is spent: nothing more is released"
-            )
+        total = self.require(round_, spent)
         self._ledger.append(
             ROUND,
             round=round_,
@@ -171,7 +164,25 @@ class FederationAccount:
             neighbours=spent.neighbours,
         )
         self._spent.append(spent)
-        return told
+        return in_words(total, privacy.delta, spent.unit, spent.neighbours)
+
+    def require(self, round_: int, spent: PrivacySpent) -> float:
+        """What all rounds and this one would have spent.
+
+        Raises:
+            BudgetSpentError: It is above the budget.
+        """
+        privacy = self._privacy
+        if privacy is None:
+            return 0.0
+        total = self.epsilon(spent)
+        if total > privacy.epsilon:
+            told = in_words(total, privacy.delta, spent.unit, spent.neighbours)
+            raise BudgetSpentError(
+                f"round {round_} would bring the federation to {told}, above the budget of "
+                f"{privacy.epsilon:g}; {self.epsilon():.3g} is spent: nothing more is released"
+            )
+        return total
 
     def release(self, round_: int, adapter: Adapter, devices: int, protection: str) -> None:
         """Note an adapter that devices will see."""

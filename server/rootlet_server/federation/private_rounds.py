@@ -48,4 +48,4 @@ class PrivateRounds:
             gathered = replace(gathered, accepted=[Accepted(0, {}, noisy)])
             told = f"central noise, {told}"
         shown = f"{gathered.protection}, {told}" if gathered.protection else told
-        return replace(gathered, protection=shown)
+        return replace(gathered, protection=shown, epsilon=self._account.epsilon())

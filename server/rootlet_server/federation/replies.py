@@ -15,6 +15,7 @@ from rootlet.compression import UPDATE, Compression
 from rootlet.errors import ProtocolError, RecordError
 from rootlet.feedback_record import MAX_VERSION
 from rootlet.fleet.npy import from_npy
+from rootlet.protocol import CONTROL
 from rootlet_server.errors import ReplyError
 
 NUM_EXAMPLES = "num-examples"
@@ -31,7 +32,8 @@ def check_train_reply(
     metric: str,
     max_examples: int,
     compression: Compression | None = None,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    controlled: bool = False,
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Check an answer to a `train` request.
 
     Args:
@@ -41,16 +43,20 @@ def check_train_reply(
         max_examples: The largest number of examples by which one device may weigh; a larger one
             is cut to it.
         compression: How the update was asked for; None for the adapter itself.
+        controlled: Whether a control variate was asked for.
 
     Returns:
-        The device's metrics, with the `feedback_version` that it may have told, and its trained
-        adapter, in the order of `received`.
+        The device's metrics, with the `feedback_version` that it may have told, its trained
+        adapter, in the order of `received`, and what changed in its control variate.
 
     Raises:
         ReplyError: the answer may not be aggregated.
     """
     kind = "arrays" if compression is None else UPDATE
-    _check_records(message, (kind, "metrics"))
+    _check_records(message, (kind, *((CONTROL,) if controlled else ()), "metrics"))
+    control = None
+    if controlled:
+        control = _check_arrays(message.content.array_records[CONTROL], received)
     arrays = message.content.array_records[kind]
     if compression is None:
         adapter = _check_arrays(arrays, received)
@@ -66,7 +72,7 @@ def check_train_reply(
     )
     if FEEDBACK_VERSION in metrics:
         names += (FEEDBACK_VERSION,)
-    return _check_metrics(metrics, names, max_examples), adapter
+    return _check_metrics(metrics, names, max_examples), adapter, control
 
 
 def check_private_reply(

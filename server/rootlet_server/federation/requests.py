@@ -1,9 +1,10 @@
 """What devices are asked: the plan and the adapter as messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.app import Message, MessageType
 
 from rootlet.fleet.records import Records
@@ -12,6 +13,7 @@ from rootlet.protocol import EvaluateRequest, TrainRequest
 from rootlet_server.federation.checkpoint import Adapter
 from rootlet_server.federation.feedback import FeedbackFile
 from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.strategies import CONTROLLED
 
 SLACK_S = 60.0
 """How much longer than a round's deadline a request lives, in seconds."""
@@ -22,12 +24,15 @@ class Requests:
 
     Args:
         plan: What to ask for.
-        options: What the strategy tells devices beside it.
+        options: Asked in each round for what the strategy tells devices beside it.
         feedback: A refreshed feedback for those who lack it, or None.
     """
 
     def __init__(
-        self, plan: FederationPlan, options: Mapping[str, Any], feedback: FeedbackFile | None
+        self,
+        plan: FederationPlan,
+        options: Callable[[], Mapping[str, Any]],
+        feedback: FeedbackFile | None,
     ) -> None:
         self._plan = plan
         self._options = options
@@ -55,7 +60,10 @@ class Requests:
 
     def train_request(self, round_: int, adapter: Adapter) -> TrainRequest:
         """A round's request, without a feedback part."""
-        plan = self._plan
+        plan, options = self._plan, dict(self._options())
+        if plan.strategy == CONTROLLED:
+            zero = {name: np.zeros_like(value) for name, value in adapter.items()}
+            options["control"] = options["control"] or zero
         return TrainRequest(
             adapter=adapter,
             bundle=plan.bundle,
@@ -66,7 +74,7 @@ class Requests:
             batch_size=plan.batch_size,
             learning_rate=plan.learning_rate,
             compression=plan.smaller,
-            **self._options,
+            **options,
         )
 
     def evaluate(self, round_: int, adapter: Adapter, nodes: Sequence[int]) -> list[Message]:

@@ -72,7 +72,7 @@ class RoundLoop:
         self._strategy = settings.start(learning_rate=plan.learning_rate)
         self._least = max(plan.min_replies, settings.least)
         self._cohorts = Cohorts(grid, plan, log, rng)
-        self._requests = Requests(plan, self._strategy.train_options, feedback)
+        self._requests = Requests(plan, lambda: self._strategy.train_options, feedback)
         self._judge = Judge(plan, log)
         means = Means(
             plan=plan, log=log, cohorts=self._cohorts, requests=self._requests, judge=self._judge

@@ -23,6 +23,7 @@ from rootlet_server.federation.events import (
 )
 from rootlet_server.federation.feedback import FeedbackFile
 from rootlet_server.federation.plan import FederationPlan
+from rootlet_server.federation.privacy import FederationAccount
 from rootlet_server.federation.strategies.loramean import LORA_A
 from rootlet_server.federation.supervision import Follower, log_event, supervise
 
@@ -90,6 +91,7 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> ServeResult:
             FeedbackFile(config.feedback, bundle).read()
         plan = _make_plan(config, bundle, paths)
         _prepare_checkpoint(bundle, plan, resume=config.resume)
+        _check_account(plan)
         plan.save(paths.plan)
         evaluated = supervise(config, paths, plan, follower)
         final = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
@@ -163,6 +165,19 @@ def _default_strategy(config: ServeConfig, manifest: Manifest) -> str:
     sees_updates = config.secure is None and config.privacy is None
     trains_a = any(spec.name.endswith(LORA_A) for spec in manifest.adapter)
     return "loramean" if trains_a and sees_updates else "fedavg"
+
+
+def _check_account(plan: FederationPlan) -> None:
+    """Refuse a broken ledger, or a budget that holds no round, before any device is asked.
+
+    Raises:
+        LedgerError: The federation's ledger is broken.
+        BudgetSpentError: Nothing is left, and nothing was learnt that could be published.
+    """
+    account = FederationAccount(plan.checkpoint_path.parent, plan.privacy)
+    found = RoundCheckpoint.load(plan.checkpoint_path, manifest_sha256=plan.manifest_sha256)
+    if plan.privacy is not None and found.round == 0:
+        account.require(1, plan.privacy.of_round(plan.epochs))
 
 
 def _prepare_checkpoint(bundle: Bundle, plan: FederationPlan, *, resume: bool) -> None:

@@ -31,6 +31,10 @@ class FederationStatus:
         energy_estimated_j: Sum of the devices' estimates, in joules.
         means: Metrics of the last finished round, weighted by examples.
         central: The same on the server's own data; empty where it has none.
+        protection: How the last finished round's updates were protected; empty for not at all.
+        epsilon: What all rounds have spent, where they are private.
+        restarts: How often the server's processes were started anew.
+        note: Why the last round was repeated, or the budget ended the run; empty otherwise.
         error: Why the run ended early; empty otherwise.
         published: The improved bundle, once it is written.
         version: Its version; 0 before.
@@ -52,6 +56,10 @@ class FederationStatus:
     energy_estimated_j: float = 0.0
     means: Mapping[str, float] = field(default_factory=dict)
     central: Mapping[str, float] = field(default_factory=dict)
+    protection: str = ""
+    epsilon: float | None = None
+    restarts: int = 0
+    note: str = ""
     error: str = ""
     published: str = ""
     version: int = 0
@@ -70,8 +78,12 @@ class FederationStatus:
             case events.ReplyRefused():
                 self.refused += 1
                 self.last_refusal = f"round {event.round}, node {event.node}: {event.reason}"
+            case events.Restarted():
+                self.restarts += 1
             case events.RoundRepeated():
-                self.state = "between rounds"
+                self.state, self.note = "between rounds", f"round {event.round}: {event.reason}"
+            case events.BudgetSpent():
+                self.note = event.reason
             case events.RoundFinished():
                 self._finish(event)
             case events.Evaluated():
@@ -90,6 +102,7 @@ class FederationStatus:
         self.bytes_up += event.bytes_up
         self.energy_estimated_j += event.energy_estimated_j
         self.means, self.central = event.means, event.central or {}
+        self.protection, self.epsilon, self.note = event.protection, event.epsilon, ""
 
 
 def read_status(path: Path) -> FederationStatus:

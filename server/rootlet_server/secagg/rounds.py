@@ -141,7 +141,7 @@ class SecureRound:
                 ),
                 members,
             )
-            for number, members in enumerate(self._split(nodes))
+            for number, members in enumerate(self.split(nodes))
         ]
         self._advertise(groups)
         self._share(groups)
@@ -155,14 +155,14 @@ class SecureRound:
         if not whole:
             raise SecureRoundFailedError("; ".join(sorted({group.failed for group in groups})))
         return SecureSum(
-            update=np.median(means, axis=0) if len(means) > 1 else means[0],
+            update=combined(means),
             devices=sum(len(group.aggregator.live) for group in whole),
             groups=len(whole),
             plans=tuple(group.plan for group in whole),
             bytes_up=self._bytes_up,
         )
 
-    def _split(self, nodes: Sequence[int]) -> list[list[int]]:
+    def split(self, nodes: Sequence[int]) -> list[list[int]]:
         """Random groups of the wanted size; what is left over makes some one larger."""
         shuffled = list(nodes)
         self._rng.shuffle(shuffled)
@@ -308,6 +308,12 @@ class SecureRound:
             step(group)
         except SecureRoundFailedError as error:
             group.failed = str(error)
+
+
+def combined(means: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """One group's mean, or the coordinate-wise median of the means of several."""
+    found: npt.NDArray[np.float64] = means[0] if len(means) == 1 else np.median(means, axis=0)
+    return found
 
 
 def _stage(group: _Group, stage: str, values: Mapping[str, object]) -> Records:

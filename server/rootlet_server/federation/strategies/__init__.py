@@ -23,12 +23,14 @@ from rootlet_server.federation.strategies.loramean import LoraMean
 from rootlet_server.federation.strategies.multikrum import MultiKrum
 from rootlet_server.federation.strategies.options import read
 from rootlet_server.federation.strategies.qfedavg import QFedAvg
+from rootlet_server.federation.strategies.scaffold import Scaffold
 from rootlet_server.federation.strategies.strategy import Buffering, Settings, Strategy, Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "CONTROLLED",
     "OF_THE_MEAN",
     "STRATEGIES",
     "Buffering",
@@ -53,11 +55,15 @@ STRATEGIES: dict[str, type[Settings]] = {
     "loramean": LoraMean,
     "multikrum": MultiKrum,
     "qfedavg": QFedAvg,
+    "scaffold": Scaffold,
 }
 """Every strategy's options by its name."""
 
 OF_THE_MEAN = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad")
 """Those that read nothing of the updates but their mean."""
+
+CONTROLLED = "scaffold"
+"""The one whose devices keep control variates."""
 
 
 def make_settings(name: str, options: Mapping[str, Any]) -> Settings:

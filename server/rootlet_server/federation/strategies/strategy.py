@@ -27,6 +27,7 @@ class Update:
         num_examples: its weight.
         loss: its mean loss over the last epoch.
         staleness: rounds finished since it was asked; 0 where all wait for each other.
+        control: what changed in its control variate, where the strategy asks for it.
     """
 
     node: int
@@ -35,6 +36,7 @@ class Update:
     num_examples: int
     loss: float
     staleness: int = 0
+    control: Adapter | None = None
 
     def change(self) -> dict[str, npt.NDArray[np.float32]]:
         """Trained minus received."""
@@ -59,7 +61,7 @@ class Strategy(Protocol):
     """Makes the next adapter, and keeps what it needs from round to round."""
 
     @property
-    def train_options(self) -> Mapping[str, float]:
+    def train_options(self) -> Mapping[str, Any]:
         """Fields of `TrainRequest` that devices must be told beside the usual ones."""
 
     def aggregate(self, round_: int, received: Adapter, updates: Sequence[Update]) -> Adapter:
