@@ -143,6 +143,16 @@ def test_what_cannot_be_used_ends_with_code_1_and_one_line(run, capsys, options,
     assert error.count("\n") == 1
 
 
+def test_the_state_is_encrypted_unless_told_otherwise(run, capsys, tmp_path):
+    assert run("--superlink", "nowhere", "--keystore", "none") == 1
+    assert not (tmp_path / "state" / "vault.key").exists()
+    assert run("--superlink", "nowhere") == 1
+    assert (tmp_path / "state" / "vault.key").exists()
+    assert "is sealed" not in capsys.readouterr().err
+    assert run("--superlink", "nowhere", "--keystore", "none") == 1
+    assert "is sealed: give the keystore" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--data", "--holdout"])
 @pytest.mark.parametrize(
     ("x", "y", "message"),

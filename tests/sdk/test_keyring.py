@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from rootlet import DeviceClient
 from rootlet.anchor import Anchor
 from rootlet.erasure import erase_examples, forget_ledger
 from rootlet.errors import ConfigError, KeystoreError, LedgerError, StoreError
@@ -12,6 +13,7 @@ from rootlet.keystore import SystemKeys
 from rootlet.ledger import Ledger
 from rootlet.store import ExampleStore
 from rootlet.vault import cipher_of, open_vault
+from rootlet_runtime import Bundle
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.manifest import TensorSpec
 
@@ -199,6 +201,21 @@ def test_an_older_ledger_is_refused_until_its_anchor_is_forgotten(tmp_path, back
         Ledger(state, anchor())
     forget_ledger(state, "keyring")
     assert Ledger(state, anchor()).head.number == 1
+
+
+def test_a_client_with_an_older_ledger_joins_nothing(tmp_path, backend, mlp_bundle):
+    state = tmp_path / "state"
+    with Bundle.load(mlp_bundle.path, trusted_keys=mlp_bundle.trusted_keys) as bundle:
+        client = DeviceClient(bundle, state, keystore="keyring")
+        ledger = Ledger(state, open_vault(state, "keyring").anchor("ledger"))
+        ledger.append("update", bytes=1)
+        older = {name: (state / name).read_bytes() for name in ("ledger.jsonl", "ledger.head")}
+        ledger.append("update", bytes=2)
+        for name, content in older.items():
+            (state / name).write_bytes(content)
+        with pytest.raises(LedgerError, match="The ledger was replaced"):
+            client.join("127.0.0.1:1")
+        client.close()
 
 
 def test_a_ledger_written_just_before_a_crash_is_no_alarm(tmp_path, backend):
