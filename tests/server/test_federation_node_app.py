@@ -49,7 +49,7 @@ def ask(request, kind, owner):
 
 def test_it_trains(owner, of_bundle):
     request = TrainRequest(**of_bundle, epochs=1, batch_size=8, learning_rate=0.1)
-    metrics, _ = check_train_reply(
+    metrics, _, _ = check_train_reply(
         ask(request, "train", owner),
         received=of_bundle["adapter"],
         metric="accuracy",
