@@ -2,6 +2,11 @@
 
 import shutil
 
+import keyring
+import keyring.backend
+import keyring.backends.fail
+import keyring.backends.null
+import keyring.errors
 import numpy as np
 import pytest
 
@@ -16,11 +21,6 @@ from rootlet.vault import cipher_of, open_vault
 from rootlet_runtime import Bundle
 from rootlet_runtime.errors import CheckpointError
 from rootlet_runtime.manifest import TensorSpec
-
-keyring = pytest.importorskip("keyring", reason='pip install "rootlet[keystore]"')
-
-for name in ("backend", "backends.fail", "backends.null", "errors"):
-    pytest.importorskip(f"keyring.{name}")
 
 X = TensorSpec(name="x", dtype="float32", shape=(None, 3))
 Y = TensorSpec(name="y", dtype="int64", shape=(None,))
