@@ -141,6 +141,11 @@ class Roster:
                 f"degree {self.plan.degree} is too few neighbours for {len(self.ids)} devices: "
                 f"{graph.degree_for(len(self.ids))} at least"
             )
+        if self.plan.degree % 2 and self.plan.degree < len(self.ids) - 1:
+            raise SecureRoundRefusedError(
+                f"degree {self.plan.degree} is odd: half of the neighbours stand on either side of "
+                f"a device; {self.plan.degree + 1} would do"
+            )
 
     @cached_property
     def digest(self) -> bytes:

@@ -9,7 +9,8 @@ round goes on without it. Nothing is decided here that a device must trust: it c
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,8 @@ from rootlet.secagg.quantise import signed
 from rootlet.secagg.roster import Advertisement, Roster, live_statement, to_bitmap
 from rootlet_server.errors import FederationError
 
-MOST_ATTEMPTS = 64
-"""Choices of shares that are tried for one secret: enough for any one liar among the holders."""
+MOST_DRAWS = 64
+"""Choices of shares drawn for one secret, once none that leaves out a single holder gave it."""
 
 
 class SecureRoundFailedError(FederationError):
@@ -246,8 +247,7 @@ class SecureAggregator:
                 f"round {self.plan.run}: {len(shares)} shares of device {owner} came, and "
                 f"{threshold} are needed"
             )
-        chosen = itertools.combinations(sorted(shares), threshold)
-        for points in itertools.islice(chosen, MOST_ATTEMPTS):
+        for points in _choices(sorted(shares), threshold):
             try:
                 secret = shamir.combine({x: shares[x] for x in points})
             except ValueError:
@@ -267,6 +267,18 @@ class SecureAggregator:
                     f"round {self.plan.run}: {around} of the devices that hold the shares of "
                     f"device {i} {what}, and {self.roster.threshold} are needed"
                 )
+
+
+def _choices(points: list[int], threshold: int) -> Iterator[Sequence[int]]:
+    """The first t shares, t without each of them (which leaves any one liar out), then any t."""
+    yield points[:threshold]
+    if len(points) == threshold:
+        return
+    for left_out in range(threshold):
+        yield [*points[:left_out], *points[left_out + 1 : threshold + 1]]
+    draw = random.Random(0)  # noqa: S311 (which wrong shares are left out is no secret)
+    for _ in range(MOST_DRAWS):
+        yield draw.sample(points, threshold)
 
 
 def _commits(commitment: bytes, seed: bytes) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,7 +20,7 @@ from rootlet.secagg.errors import EnrolmentError, SecureRoundRefusedError
 from rootlet.secagg.graph import degree_for, neighbours, threshold_for
 from rootlet.secagg.plan import NoisePlan, SecurePlan
 from rootlet.secagg.quantise import largest_value, quantise, signed
-from rootlet.secagg.roster import from_bitmap, to_bitmap
+from rootlet.secagg.roster import Roster, from_bitmap, to_bitmap
 from rootlet.secagg.rotation import rotate, rotate_back
 from rootlet.secagg.update import clipped, decode, encode, flat, unflat
 
@@ -154,6 +155,15 @@ def test_the_graph_is_regular_symmetric_and_nobodys_choice():
     assert neighbours(b"", 5, 9)[2] == (0, 1, 3, 4)
     assert [degree_for(n) for n in (5, 64, 100, 300, 1000)] == [4, 63, 32, 64, 96]
     assert all(3 * threshold_for(n, degree_for(n)) > 2 * degree_for(n) for n in range(2, 1200))
+
+
+def test_an_odd_degree_that_makes_no_regular_graph_is_refused():
+    plan = replace(noisy_plan(), noise=None, value_bits=8, devices=100)
+    ids = tuple(bytes([n]) * 32 for n in range(100))
+    digests = (bytes(32),) * 100
+    Roster(replace(plan, degree=34), ids, digests)
+    with pytest.raises(SecureRoundRefusedError, match=r"degree 33 is odd.*34 would do"):
+        Roster(replace(plan, degree=33), ids, digests)
 
 
 def test_bitmaps():

@@ -103,13 +103,15 @@ def test_a_masked_update_looks_like_noise(make_round):
     assert abs(np.corrcoef(masked, again)[0, 1]) < 5 / np.sqrt(40_000)
 
 
-def test_one_liar_among_the_holders_is_survived(make_round):
-    secure = make_round(7)
+@pytest.mark.parametrize(("devices", "liar"), [(7, 0), (7, 6), (40, 20), (64, 0), (64, 63)])
+def test_one_liar_among_the_holders_is_survived(make_round, devices, liar):
+    """At whatever place: among 64 holders the first choices by order all hold the first one."""
+    secure = make_round(devices)
     secure.run(until="confirm")
-    for n in range(7):
+    for n in range(devices):
         place = secure.places[n]
         shares = secure.devices[n].unmask(secure.live, secure.server.signatures(place))
-        if n == 0:
+        if place == liar:
             shares = {j: (kind, bytes(shamir.SHARE_BYTES)) for j, (kind, _) in shares.items()}
         secure.server.add_unmasking(place, shares)
     np.testing.assert_array_equal(secure.server.result(), secure.expected())
