@@ -12,7 +12,7 @@ setup:
 demo *args:
     {{bin}}/rootlet demo {{args}}
 
-# Run tests; `just test -m "not slow and not chaos"` leaves out the long ones, `-m chaos` kills
+# Run the tests; .ci/long runs those that this leaves out
 test *args:
     {{bin}}/python -m pytest {{args}}
 

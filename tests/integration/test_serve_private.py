@@ -36,6 +36,7 @@ def private_bundle(mlp_bundle, tmp_path):
     return replace(mlp_bundle, path=path)
 
 
+@pytest.mark.slow
 def test_by_example_nothing_but_adapters_leaves_and_both_ledgers_say_what_was_spent(
     private_bundle, tmp_path
 ):

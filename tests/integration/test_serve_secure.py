@@ -176,6 +176,7 @@ def test_enrolled_devices_improve_a_bundle_whose_server_sees_sums_alone(
     assert json.loads(events.read_text().splitlines()[0])["kind"] == "listening"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_enrolled_is_left_out_and_an_enrolled_one_sends_nothing_in_clear(
     mlp_bundle, tmp_path, authority, capsys
 ):
@@ -215,6 +216,7 @@ def test_a_device_that_is_not_enrolled_is_left_out_and_an_enrolled_one_sends_not
         assert any("by secure aggregation only" in reason for reason in refused)
 
 
+@pytest.mark.slow
 def test_devices_add_the_noise_themselves_and_the_budget_ends_the_run(
     mlp_bundle, tmp_path, authority, capsys
 ):

@@ -5,6 +5,7 @@
 Ray 2.55 listens on every address of its machine: here that is 127.0.0.1.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ def main() -> None:
          "--ray-client-server-port", str(PORT), "--include-dashboard", "false",
          "--object-store-memory", "100000000", "--disable-usage-stats"],
         check=True,
+        # 30 s by default, for a process that imports for as long as the machine is busy
+        env=os.environ | {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "150"},
     )  # fmt: skip
     try:
         rng = np.random.default_rng(3)
