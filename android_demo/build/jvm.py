@@ -1,0 +1,142 @@
+"""Compiles the library and its tests, and runs them on this machine's JVM.
+
+The engine in the tests is ONNX Runtime's own Java API and its native library for Android x86-64, as
+the app ships them, over a build of ONNX Runtime for Linux (`bionic/libc.c`).
+"""
+
+import os
+import subprocess
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fetch import KOTLIN, ONNXRUNTIME, BuildError, debian_jar, fetched
+
+DEMO = Path(__file__).resolve().parents[1]
+REPOSITORY = DEMO.parent
+BIONIC = Path(__file__).with_name("bionic")
+JVM_TARGET = "11"
+
+
+def run(command: Sequence[str | Path], what: str) -> str:
+    """The output of a tool.
+
+    Raises:
+        BuildError: It failed.
+    """
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise BuildError(f"{what} failed:\n{done.stdout[-8000:]}")
+    return done.stdout
+
+
+def onnxruntime_jar(out: Path) -> Path:
+    """ONNX Runtime's Java classes, out of the AAR."""
+    with zipfile.ZipFile(fetched(ONNXRUNTIME) / "onnxruntime.aar") as aar:
+        return Path(aar.extract("classes.jar", out / "aar"))
+
+
+def library_classpath(out: Path) -> list[Path]:
+    """What the library is compiled against."""
+    return [
+        fetched(KOTLIN) / "kotlin-stdlib.jar",
+        onnxruntime_jar(out),
+        debian_jar("bcprov-1.72.jar"),
+    ]
+
+
+def compile_kotlin(sources: Sequence[Path], classpath: Sequence[Path], target: Path) -> None:
+    """Compiles to JVM 11 classes; a warning is an error.
+
+    Raises:
+        BuildError: The compiler refuses.
+    """
+    tools = fetched(KOTLIN)
+    own = ":".join(str(path) for path in sorted(tools.glob("*.jar")))
+    command: list[str | Path] = ["java", "-Xmx1g", "-cp", own]
+    command += [
+        "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler",
+        "-no-stdlib",
+        "-no-reflect",
+        "-Werror",
+    ]
+    command += [f"-Xjdk-release={JVM_TARGET}", "-jvm-target", JVM_TARGET]
+    command += ["-cp", ":".join(map(str, classpath)), "-d", target, *sources]
+    run(command, "the Kotlin compiler")
+
+
+def compile_library(out: Path) -> Path:
+    """The library's classes."""
+    target = out / "core"
+    sources = sorted((DEMO / "core/src/main").rglob("*.kt"))
+    compile_kotlin(sources, library_classpath(out), target)
+    return target
+
+
+def native_folder(out: Path) -> Path:
+    """The native libraries under the names by which they ask for each other."""
+    folder = out / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(fetched(ONNXRUNTIME) / "onnxruntime.aar") as aar:
+        name = "libonnxruntime4j_jni.so"
+        (folder / name).write_bytes(aar.read(f"jni/x86_64/{name}"))
+    engine = fetched(ONNXRUNTIME) / "libonnxruntime.so"
+    for alias in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / alias).unlink(missing_ok=True)
+        (folder / alias).symlink_to(engine)
+    run(
+        ["gcc", "-shared", "-fPIC", "-O1", f"-Wl,--version-script={BIONIC / 'libc.map'}",
+         "-o", folder / "libc.so", BIONIC / "libc.c"],
+        "the C compiler",
+    )  # fmt: skip
+    for alias in ("libm.so", "libdl.so"):
+        (folder / alias).unlink(missing_ok=True)
+        (folder / alias).symlink_to("libc.so")
+    return folder
+
+
+def run_tests(out: Path, only: Sequence[str] = ()) -> None:
+    """Runs the tests: every class of ``core/src/test`` whose name ends with ``Test``.
+
+    Args:
+        out: For classes and libraries.
+        only: Names of test classes, without their package; all if empty.
+
+    Raises:
+        BuildError: It does not compile, or a test fails.
+    """
+    library, target = compile_library(out), out / "core-test"
+    classpath = [
+        library,
+        *library_classpath(out),
+        *map(debian_jar, ("junit4.jar", "hamcrest-2.2.jar")),
+    ]
+    tests = DEMO / "core/src/test/kotlin"
+    sources = sorted(tests.rglob("*.kt"))
+    compile_kotlin(sources, classpath, target)
+    named = [path for path in sources if path.stem.endswith("Test")]
+    chosen = [
+        ".".join(path.relative_to(tests).with_suffix("").parts)
+        for path in named
+        if not only or path.stem in only
+    ]
+    if not chosen:
+        raise BuildError(f"no test class of {list(only)}; there are {[p.stem for p in named]}")
+    native = native_folder(out)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(native)}
+    command = ["java", "-Xmx768m", f"-Donnxruntime.native.path={native}"]
+    command += [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.python={python()}"]
+    command += ["-cp", ":".join(map(str, [target, *classpath])), "org.junit.runner.JUnitCore"]
+    if subprocess.run([*command, *chosen], check=False, env=environment).returncode:
+        raise BuildError("a test of the library failed")
+
+
+def python() -> Path:
+    """The interpreter that has rootlet, for tests that compare with it."""
+    return Path(os.environ.get("ROOTLET_PYTHON", REPOSITORY / ".venv/bin/python"))
