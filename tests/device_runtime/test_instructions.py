@@ -5,7 +5,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 
 from rootlet_runtime.instructions import SYSCALLS, TASK_CLOCK_NS, InstructionCounter
 
@@ -36,8 +35,8 @@ def test_a_counter_runs_with_the_thread_and_not_with_the_clock():
         while (worked := time.thread_time_ns() - started) < 200_000_000:
             np.linalg.svd(np.ones((50, 50)))
         counted = counter.read() - before - slept
-    assert counted == pytest.approx(worked, rel=0.5)
-    assert slept < counted or slept < 50_000_000
+    assert counted > 0.5 * worked  # more where a hypervisor gives the processor to another guest
+    assert slept < 25_000_000
 
 
 def test_instructions_grow_with_the_work_where_the_processor_counts_them():
