@@ -51,8 +51,12 @@ def library_classpath(out: Path) -> list[Path]:
     ]
 
 
-def compile_kotlin(sources: Sequence[Path], classpath: Sequence[Path], target: Path) -> None:
+def compile_kotlin(
+    sources: Sequence[Path], classpath: Sequence[Path], target: Path, friend: Path | None = None
+) -> None:
     """Compiles to JVM 11 classes; a warning is an error.
+
+    ``friend``: classes whose internal members may be used, for tests.
 
     Raises:
         BuildError: The compiler refuses.
@@ -67,6 +71,8 @@ def compile_kotlin(sources: Sequence[Path], classpath: Sequence[Path], target: P
         "-Werror",
     ]
     command += [f"-Xjdk-release={JVM_TARGET}", "-jvm-target", JVM_TARGET]
+    if friend is not None:
+        command.append(f"-Xfriend-paths={friend}")
     command += ["-cp", ":".join(map(str, classpath)), "-d", target, *sources]
     run(command, "the Kotlin compiler")
 
@@ -119,7 +125,7 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     ]
     tests = DEMO / "core/src/test/kotlin"
     sources = sorted(tests.rglob("*.kt"))
-    compile_kotlin(sources, classpath, target)
+    compile_kotlin(sources, classpath, target, friend=library)
     named = [path for path in sources if path.stem.endswith("Test")]
     chosen = [
         ".".join(path.relative_to(tests).with_suffix("").parts)
