@@ -5,6 +5,7 @@ the app ships them, over a build of ONNX Runtime for Linux (`bionic/libc.c`).
 """
 
 import os
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
@@ -138,9 +139,23 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     environment = os.environ | {"LD_LIBRARY_PATH": str(native)}
     command = ["java", "-Xmx768m", f"-Donnxruntime.native.path={native}"]
     command += [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.python={python()}"]
+    command += [f"-Drootlet.reference={reference(out)}"]
     command += ["-cp", ":".join(map(str, [target, *classpath])), "org.junit.runner.JUnitCore"]
     if subprocess.run([*command, *chosen], check=False, env=environment).returncode:
         raise BuildError("a test of the library failed")
+
+
+def reference(out: Path) -> Path:
+    """What the Python runtime computes, made anew from the tree."""
+    folder = out / "reference"
+    shutil.rmtree(folder, ignore_errors=True)
+    script = Path(__file__).with_name("reference.py")
+    packages = ":".join(str(REPOSITORY / name) for name in ("device_runtime", "sdk", "server"))
+    run(
+        ["env", f"PYTHONPATH={packages}", python(), script, folder],
+        f"{python()} (an environment with rootlet[server]; ROOTLET_PYTHON names another)",
+    )
+    return folder
 
 
 def python() -> Path:

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rootlet_server.compiler import CompileConfig, TrainingConfig
+from rootlet_server.demo.data import ORIGIN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,6 +20,14 @@ WIDTH = 128
 EPOCHS = 40
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
+
+COMPILE = CompileConfig(
+    training=TrainingConfig(learning_rate=0.02, batch_size=16, epochs=3),
+    labels=tuple("0123456789"),
+    licence="Apache-2.0 (base); CC BY 4.0 (data)",
+    data_origin=ORIGIN,
+)
+"""How the demo's bundle is compiled."""
 
 
 def _tensors(share: Share) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rootlet_runtime.signing import generate_keypair, load_public_key, save_keypair
-from rootlet_server.compiler import CompileConfig, TrainingConfig, compile_bundle
+from rootlet_server.compiler import compile_bundle
 from rootlet_server.demo.account import CLAIMED_RISE, DemoConfig, Outcome, tell
-from rootlet_server.demo.base import accuracy, train_base
+from rootlet_server.demo.base import COMPILE, accuracy, train_base
 from rootlet_server.demo.board import Board
-from rootlet_server.demo.data import ORIGIN, DemoData, load_demo_data
+from rootlet_server.demo.data import DemoData, load_demo_data
 from rootlet_server.demo.fleet import DemoFleet
 from rootlet_server.demo.plot import plot_accuracy
 from rootlet_server.federation.config import ServeConfig
@@ -74,13 +75,7 @@ def _bundle(
         compile_bundle(
             model,
             calibration_x=data.source.x[:128],
-            config=CompileConfig(
-                rule=config.rule,
-                training=TrainingConfig(learning_rate=0.02, batch_size=16, epochs=3),
-                labels=tuple("0123456789"),
-                licence="Apache-2.0 (base); CC BY 4.0 (data)",
-                data_origin=ORIGIN,
-            ),
+            config=replace(COMPILE, rule=config.rule),
             name="digits",
             version=1,
             signing_key=key,

@@ -207,8 +207,12 @@ internal class Engine(private val bundle: Bundle, private val threads: Int) : Cl
     }
 
     private companion object {
-        /** So that quantised products are what the graph says, on every processor (`engines/onnx.py`). */
-        val AS_WRITTEN = mapOf("session.x64quantprecision" to "1", "session.qdq_matmulnbits_accuracy_level" to "0")
+        /**
+         * So that quantised products are what the graph says (`engines/onnx.py`). The Python runtime also sets
+         * `session.x64quantprecision`, for x86-64 without VNNI, whose products saturate at 16 bits; with it ONNX
+         * Runtime 1.29 ends the process while it loads an int8 graph. Phones are not concerned, old emulators are.
+         */
+        val AS_WRITTEN = mapOf("session.qdq_matmulnbits_accuracy_level" to "0")
         val TYPES = mapOf("float32" to OnnxJavaType.FLOAT, "int64" to OnnxJavaType.INT64, "uint8" to OnnxJavaType.UINT8)
         val JAVA_TYPES = mapOf(
             1L to OnnxJavaType.FLOAT, 2L to OnnxJavaType.UINT8, 3L to OnnxJavaType.INT8, 5L to OnnxJavaType.INT16,
