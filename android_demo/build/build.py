@@ -1,11 +1,12 @@
 """Builds the demo and tests its library: ``python3 android_demo/build/build.py test``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from fetch import BuildError, cache_folder
-from jvm import run_tests
+from jvm import java_command, run_tests
 
 
 def main() -> int:
@@ -15,8 +16,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser("test", help="run the library's tests on this machine's JVM")
     test.add_argument("only", nargs="*", help="test classes; all if none is named")
+    run = commands.add_parser("run", help="run a class of the tests, once they have been built")
+    run.add_argument("main", help="the class")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="for it")
     arguments = parser.parse_args()
     try:
+        if arguments.command == "run":
+            command = [*java_command(arguments.out, arguments.main), *arguments.arguments]
+            os.execvp(command[0], command)  # noqa: S606 (no shell is wanted)
         run_tests(arguments.out, arguments.only)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

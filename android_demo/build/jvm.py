@@ -135,14 +135,23 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     ]
     if not chosen:
         raise BuildError(f"no test class of {list(only)}; there are {[p.stem for p in named]}")
-    native = native_folder(out)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(native)}
-    command = ["java", "-Xmx768m", f"-Donnxruntime.native.path={native}"]
-    command += [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.python={python()}"]
-    command += [f"-Drootlet.reference={reference(out)}"]
-    command += ["-cp", ":".join(map(str, [target, *classpath])), "org.junit.runner.JUnitCore"]
-    if subprocess.run([*command, *chosen], check=False, env=environment).returncode:
+    native_folder(out)
+    options = [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.reference={reference(out)}"]
+    command = java_command(out, "org.junit.runner.JUnitCore", options)
+    if subprocess.run([*command, *chosen], check=False).returncode:
         raise BuildError("a test of the library failed")
+
+
+def java_command(out: Path, main: str, options: Sequence[str] = ()) -> list[str]:
+    """What runs a class of the library or its tests, once `run_tests` has built them."""
+    native = out / "native"
+    jars = map(debian_jar, ("junit4.jar", "hamcrest-2.2.jar"))
+    classpath = [out / "core-test", out / "core", *library_classpath(out), *jars]
+    return [
+        "env", f"LD_LIBRARY_PATH={native}",
+        "java", "-Xmx768m", f"-Donnxruntime.native.path={native}", *options,
+        "-cp", ":".join(map(str, classpath)), main,
+    ]  # fmt: skip
 
 
 def reference(out: Path) -> Path:

@@ -20,7 +20,7 @@ data class FitProgress(val epoch: Int, val epochs: Int, val step: Int, val steps
  * What a fit did.
  *
  * @property steps taken in all, those before a resume included.
- * @property loss mean over the steps of this call, each taken before its update.
+ * @property loss mean over the last epoch's steps of this call, each taken before its update.
  * @property stopped whether it was stopped between two steps; the same call, made again, goes on.
  * @property resumedFromStep steps that an earlier, unfinished call had taken.
  */
@@ -203,6 +203,7 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
         private var lossSum = 0.0
         private var metricSum = 0.0
         private var seen = 0
+        private var total = 0
 
         fun finish(): FitResult {
             var step = first
@@ -213,7 +214,13 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
                 val (loss, metric) = synchronized(lock) { engine.step(examples, rows, size, rate) }
                 step++
                 if (!loss.isFinite()) throw NonFiniteLossError("the loss of step $step is $loss; lower the learning rate")
+                if ((step - 1) % stepsPerEpoch == 0) {
+                    seen = 0
+                    lossSum = 0.0
+                    metricSum = 0.0
+                }
                 seen += rows.size
+                total += rows.size
                 lossSum += loss.toDouble() * rows.size
                 metricSum += metric.toDouble() * rows.size
                 val report = FitProgress(1 + (step - 1) / stepsPerEpoch, settings.epochs, step, steps, loss, metric)
@@ -223,7 +230,7 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
             checkFinite()
             if (!stopped) kept?.remove()
             val mean = { sum: Double -> if (seen == 0) 0.0 else sum / seen }
-            return FitResult(step, seen, mean(lossSum), mean(metricSum), stopped, first)
+            return FitResult(step, total, mean(lossSum), mean(metricSum), stopped, first)
         }
 
         /** The rows of a step: those of the Python runtime for the same seed. */
