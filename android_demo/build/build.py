@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from apk import build_apk
 from fetch import BuildError, cache_folder
 from jvm import java_command, run_tests
 
@@ -16,6 +17,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser("test", help="run the library's tests on this machine's JVM")
     test.add_argument("only", nargs="*", help="test classes; all if none is named")
+    apk = commands.add_parser("apk", help="build, sign and verify the demo's APK")
+    apk.add_argument("--bundle", type=Path, help="that it ships; the tests' by default")
+    apk.add_argument("--publisher", type=Path, help="file with its signer's hexadecimal key")
     run = commands.add_parser("run", help="run a class of the tests, once they have been built")
     run.add_argument("main", help="the class")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="for it")
@@ -24,7 +28,12 @@ def main() -> int:
         if arguments.command == "run":
             command = [*java_command(arguments.out, arguments.main), *arguments.arguments]
             os.execvp(command[0], command)  # noqa: S606 (no shell is wanted)
-        run_tests(arguments.out, arguments.only)
+        if arguments.command == "apk":
+            demo = arguments.out / "reference/demo"
+            bundle = arguments.bundle or demo / "digits.rootlet"
+            build_apk(arguments.out, bundle, arguments.publisher or demo / "publisher.hex")
+        else:
+            run_tests(arguments.out, arguments.only)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

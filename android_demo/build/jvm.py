@@ -16,7 +16,8 @@ from fetch import KOTLIN, ONNXRUNTIME, BuildError, debian_jar, fetched
 DEMO = Path(__file__).resolve().parents[1]
 REPOSITORY = DEMO.parent
 BIONIC = Path(__file__).with_name("bionic")
-JVM_TARGET = "11"
+JVM_TARGET = "1.8"
+"""Against the API of JDK 8: Android 8 lacks later ones, `ByteBuffer.position`'s type among them."""
 
 
 def run(command: Sequence[str | Path], what: str) -> str:
@@ -55,7 +56,7 @@ def library_classpath(out: Path) -> list[Path]:
 def compile_kotlin(
     sources: Sequence[Path], classpath: Sequence[Path], target: Path, friend: Path | None = None
 ) -> None:
-    """Compiles to JVM 11 classes; a warning is an error.
+    """Compiles to classes for JVM 8; a warning is an error.
 
     ``friend``: classes whose internal members may be used, for tests.
 

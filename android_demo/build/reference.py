@@ -69,6 +69,7 @@ def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> No
         "metric": measured.metric,
     }  # fmt: skip
     (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "publisher.hex").write_text(publisher)
 
 
 if __name__ == "__main__":
