@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apk import build_apk
 from fetch import BuildError, cache_folder
-from jvm import java_command, run_tests
+from jvm import classpath_of_tests, engine_options, java_command, run_tests
 
 
 def main() -> int:
@@ -26,7 +26,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "run":
-            command = [*java_command(arguments.out, arguments.main), *arguments.arguments]
+            before, engine = engine_options(arguments.out)
+            classpath = classpath_of_tests(arguments.out)
+            command = [*before, *java_command(classpath, arguments.main, *engine)]
+            command += arguments.arguments
             os.execvp(command[0], command)  # noqa: S606 (no shell is wanted)
         if arguments.command == "apk":
             demo = arguments.out / "reference/demo"

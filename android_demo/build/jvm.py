@@ -16,6 +16,7 @@ from fetch import KOTLIN, ONNXRUNTIME, BuildError, debian_jar, fetched
 DEMO = Path(__file__).resolve().parents[1]
 REPOSITORY = DEMO.parent
 BIONIC = Path(__file__).with_name("bionic")
+TESTS = DEMO / "core/src/test/kotlin"
 JVM_TARGET = "1.8"
 """Against the API of JDK 8: Android 8 lacks later ones, `ByteBuffer.position`'s type among them."""
 
@@ -109,6 +110,40 @@ def native_folder(out: Path) -> Path:
     return folder
 
 
+def compile_tests(out: Path) -> list[Path]:
+    """The classpath of the library and its tests, compiled.
+
+    Raises:
+        BuildError: The compiler refuses.
+    """
+    library, classpath = compile_library(out), classpath_of_tests(out)
+    compile_kotlin(sorted(TESTS.rglob("*.kt")), classpath[1:], out / "core-test", friend=library)
+    return classpath
+
+
+def classpath_of_tests(out: Path) -> list[Path]:
+    """What `compile_tests` gives once more."""
+    jars = map(debian_jar, ("junit4.jar", "hamcrest-2.2.jar"))
+    return [out / "core-test", out / "core", *library_classpath(out), *jars]
+
+
+def java_command(classpath: Sequence[Path], main: str, *options: str) -> list[str]:
+    """The command that runs a main class; its arguments follow.
+
+    Args:
+        classpath: From `compile_tests`.
+        main: Name of the class, with its package.
+        options: For the JVM.
+    """
+    return ["java", "-Xmx768m", *options, "-cp", ":".join(map(str, classpath)), main]
+
+
+def engine_options(out: Path) -> tuple[list[str], list[str]]:
+    """What goes before `java` and after it, for ONNX Runtime's native libraries to be found."""
+    native = native_folder(out)
+    return ["env", f"LD_LIBRARY_PATH={native}"], [f"-Donnxruntime.native.path={native}"]
+
+
 def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     """Runs the tests: every class of ``core/src/test`` whose name ends with ``Test``.
 
@@ -119,40 +154,20 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     Raises:
         BuildError: It does not compile, or a test fails.
     """
-    library, target = compile_library(out), out / "core-test"
-    classpath = [
-        library,
-        *library_classpath(out),
-        *map(debian_jar, ("junit4.jar", "hamcrest-2.2.jar")),
-    ]
-    tests = DEMO / "core/src/test/kotlin"
-    sources = sorted(tests.rglob("*.kt"))
-    compile_kotlin(sources, classpath, target, friend=library)
-    named = [path for path in sources if path.stem.endswith("Test")]
+    classpath = compile_tests(out)
+    named = [path for path in sorted(TESTS.rglob("*.kt")) if path.stem.endswith("Test")]
     chosen = [
-        ".".join(path.relative_to(tests).with_suffix("").parts)
+        ".".join(path.relative_to(TESTS).with_suffix("").parts)
         for path in named
         if not only or path.stem in only
     ]
     if not chosen:
         raise BuildError(f"no test class of {list(only)}; there are {[p.stem for p in named]}")
-    native_folder(out)
+    before, engine = engine_options(out)
     options = [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.reference={reference(out)}"]
-    command = java_command(out, "org.junit.runner.JUnitCore", options)
-    if subprocess.run([*command, *chosen], check=False).returncode:
+    command = java_command(classpath, "org.junit.runner.JUnitCore", *engine, *options)
+    if subprocess.run([*before, *command, *chosen], check=False).returncode:
         raise BuildError("a test of the library failed")
-
-
-def java_command(out: Path, main: str, options: Sequence[str] = ()) -> list[str]:
-    """What runs a class of the library or its tests, once `run_tests` has built them."""
-    native = out / "native"
-    jars = map(debian_jar, ("junit4.jar", "hamcrest-2.2.jar"))
-    classpath = [out / "core-test", out / "core", *library_classpath(out), *jars]
-    return [
-        "env", f"LD_LIBRARY_PATH={native}",
-        "java", "-Xmx768m", f"-Donnxruntime.native.path={native}", *options,
-        "-cp", ":".join(map(str, classpath)), main,
-    ]  # fmt: skip
 
 
 def reference(out: Path) -> Path:

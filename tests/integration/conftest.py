@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,15 +61,16 @@ def _certificate(name, key, issuer, issuer_key, extension):
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """Write a CA's certificate, and the certificate and key of a server at 127.0.0.1."""
+def make_certificates(folder: Path, names: Sequence[str] = ()) -> tuple[Path, Path, Path]:
+    """Write a CA's certificate, and the certificate and key of a server at `names` or 127.0.0.1."""
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), loopback])
+    local = [x509.DNSName("localhost"), loopback]
+    alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names] or local)
     authority = x509.BasicConstraints(ca=True, path_length=0)
     paths = folder / "ca.crt", folder / "server.crt", folder / "server.key"
     paths[0].write_bytes(_certificate("ca", ca_key, "ca", ca_key, authority))
-    paths[1].write_bytes(_certificate("server", server_key, "ca", ca_key, names))
+    paths[1].write_bytes(_certificate("server", server_key, "ca", ca_key, alternatives))
     key = server_key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -1,40 +1,27 @@
 package org.rootlet.fleet
 
-import java.nio.ByteBuffer
-import org.rootlet.wire.Field
-import org.rootlet.wire.FieldValue
-import org.rootlet.wire.Protobuf
-import org.rootlet.wire.ProtobufWriter
-import org.rootlet.wire.Table
-import org.rootlet.wire.WireType.VARINT
+import kotlin.math.min
 
 /**
- * A node's connection to a Flower SuperLink, in the calls of its Fleet API (flwr 1.41).
+ * A node's connection to a SuperLink: what one builds from the calls of the Fleet API.
  *
- * @param heartbeatS announced to the server, in seconds; Flower takes 10 to 1800.
+ * @property address as given.
+ * @property clock the server's time, as far as known.
+ * @param sleep waits for so many seconds.
  */
-class FleetConnection(
-    private val transport: FleetTransport,
-    private val nodeKey: NodeKey,
-    val heartbeatS: Double = 15.0,
-    val limits: FleetLimits = FleetLimits(),
-) {
-    init {
-        require(heartbeatS in 10.0..1800.0) { "heartbeatS is $heartbeatS; Flower accepts 10 to 1800 s" }
-    }
-
-    /** Given by the server at activation; 0 before. */
-    @Volatile
-    var nodeId = 0L
-        private set
-
-    /** The server's time, in seconds since the epoch. */
-    val now: Double get() = transport.nowMs() / 1000.0
-
+class FleetConnection internal constructor(
+    val address: String,
+    nodeKey: NodeKey,
+    transport: Transport,
+    heartbeatIntervalS: Double,
+    limits: Limits,
+    val clock: ServerClock,
+    private val sleep: (Double) -> Unit,
+) : FleetCalls(transport, nodeKey, heartbeatIntervalS, limits) {
     /**
      * Goes online, registering the key first where the server wants that; returns the node id.
      *
-     * @throws NodeStillActiveError the server counts the key as online, or does not know it.
+     * @throws NodeStillActiveError the server counts the key as online or does not know it.
      */
     fun activate(): Long {
         nodeId = try {
@@ -46,151 +33,164 @@ class FleetConnection(
         return nodeId
     }
 
-    /** Goes on as [known], which this key had before; whether the server agrees. */
-    fun resume(known: Long): Boolean = try {
-        sendHeartbeat(known).also { if (it) nodeId = known }
-    } catch (_: AuthenticationError) {
-        false
+    /**
+     * Goes on as node [id], which this key had before; returns whether the server agrees.
+     *
+     * Unlike an activation this succeeds while the server still counts the node as online.
+     */
+    fun resume(id: Long): Boolean {
+        val known = try {
+            sendNodeHeartbeat(id)
+        } catch (_: AuthenticationError) {
+            false
+        }
+        if (known) nodeId = id
+        return known
     }
 
-    /** Stays online; whether the server still knows this node. */
-    fun heartbeat(): Boolean = sendHeartbeat(nodeId)
-
-    /** Goes offline; repeating it is harmless. */
-    fun deactivate() {
-        try {
-            call("deactivate-node", ProtobufWriter().varint(1, nodeId), emptyMap())
-        } catch (error: ServerRefusedError) {
-            if (error.code != FleetTransport.DEACTIVATION_FAILED) throw error
-        }
-    }
-
-    /** The next message for this node, or null. The server hands each out once. */
-    fun pullMessages(): Envelope? = FleetMessages.guarded("pull-messages") {
-        val found = call("pull-messages", node(), PULLED)
-        val messages = found.filter { it.name == "messages_list" }
-        val trees = found.filter { it.name == "message_object_trees" }
-        if (messages.size != trees.size || messages.size > 1) {
-            throw ProtocolError("pull-messages answers with ${messages.size} messages and ${trees.size} trees")
-        }
-        messages.firstOrNull()?.let { message ->
-            val envelope = Envelope(FleetMessages.metadata(message), FleetMessages.tree(trees[0].bytes))
-            if (envelope.metadata.targetNode != nodeId) throw ProtocolError("a message for another node was handed to this one")
-            if (envelope.tree.ids(limits)[0] != envelope.metadata.messageId) throw ProtocolError("a message with the objects of another")
-            envelope
-        }
-    }
+    /** Stays online; returns whether the server still knows this node. */
+    fun heartbeat(): Boolean = sendNodeHeartbeat(nodeId)
 
     /**
-     * The objects of a message by id, checked against their hashes; then the server may delete them.
+     * The objects of a message, by id, checked against their hashes.
      *
-     * @throws MessageGoneError the server no longer has them, or did not get them in a minute.
+     * @throws MessageGoneError the server no longer has them, or did not get them in time.
+     * @throws ProtocolError one does not match its hash, or together they exceed the limits.
      */
     fun fetch(envelope: Envelope): Map<String, ByteArray> {
         val contents = LinkedHashMap<String, ByteArray>()
-        var left = limits.messageBytes
-        for (id in envelope.tree.ids(limits)) {
-            contents[id] = fetchObject(envelope.metadata.runId, id).also { left -= it.size }
-            if (left < 0) throw ProtocolError("a message of more than ${limits.messageBytes} bytes")
+        var budget = limits.messageBytes
+        for (id in FleetObjects.treeIds(envelope.tree, limits)) {
+            val content = fetchObject(envelope.metadata.runId, id)
+            contents[id] = content
+            budget -= content.size
+            if (budget < 0) throw ProtocolError("message ${envelope.metadata.messageId} exceeds ${limits.messageBytes} bytes")
         }
-        val received = node().varint(2, envelope.metadata.runId).text(3, envelope.metadata.messageId)
-        call("confirm-message-received", received, emptyMap())
         return contents
     }
 
     /**
-     * Uploads a reply; whether the server holds it afterwards. False means that it no longer wants it, or took it
-     * already. Repeating the call is harmless.
+     * Uploads a reply; returns whether the server holds it afterwards.
      *
+     * False means that the server no longer wants it, or already took it: Flower does not say which.
+     * Repeating the call is harmless.
+     *
+     * @param runtimeS seconds of work, for the server's statistics.
      * @throws RunEndedError the run has ended.
+     * @throws ProtocolError the server asks for objects that the reply does not have, or does not store
+     * what it asked for.
      */
-    fun push(reply: SealedReply): Boolean {
+    fun push(reply: SealedReply, runtimeS: Double = 0.0): Boolean {
         repeat(PUSH_ATTEMPTS) {
-            val announced = node().message(2, reply.message).message(3, reply.tree.write())
-            val found = FleetMessages.guarded("push-messages") { call("push-messages", announced, PUSHED) }
-            val session = found.firstOrNull { it.name == "session_id" }?.let { Protobuf.text(it, "session_id") } ?: ""
-            val wanted = found.filter { it.name == "objects_to_push" }.map { Protobuf.text(it, "objects_to_push") }
+            val (session, wanted) = pushMessages(reply, runtimeS)
+            val unknown = wanted.toSet() - reply.contents.keys
+            if (unknown.isNotEmpty()) throw ProtocolError("the server asks for unknown objects: ${unknown.sorted().take(3)}")
             if (wanted.isEmpty()) return !taken(reply)
-            val stored = wanted.all { id ->
-                val content = reply.contents[id] ?: throw ProtocolError("the server asks for unknown objects")
-                pushObject(reply.runId, session, id, content)
-            }
-            if (stored) return true
+            if (wanted.all { pushObject(reply, session, it) }) return true
         }
         throw ProtocolError("the server did not store reply ${reply.messageId} in $PUSH_ATTEMPTS attempts")
     }
 
-    /** Whether the server no longer holds a pushed reply: it was read, or the run is over. */
+    /**
+     * Whether the server no longer holds a pushed reply: the ServerApp deletes a reply's objects when it
+     * has read it, and the end of the run does too.
+     */
     fun taken(reply: SealedReply): Boolean = try {
         pullObject(reply.runId, reply.messageId) == null
     } catch (_: RunEndedError) {
         true
     }
 
-    private fun activateNode(): Long =
-        call("activate-node", ProtobufWriter().bytes(1, nodeKey.publicPem).double(2, heartbeatS), ONE_NUMBER).single("activate-node")
+    /** Goes offline. Repeating is harmless. */
+    fun deactivate() = unlessCode(DEACTIVATION_FAILED, ::deactivateNode)
 
+    /** Makes the server forget the key, where it does not authenticate nodes. Repeating is harmless. */
+    fun unregister() = unlessCode(UNREGISTRATION_FAILED, ::unregisterNode)
+
+    /** Registers the key where the server takes registrations and does not know it yet. */
     private fun register(): Boolean = try {
-        call("register-node", ProtobufWriter().bytes(1, nodeKey.publicPem), ONE_NUMBER)
+        registerNode()
         true
     } catch (error: ServerRefusedError) {
-        if (error.code !in setOf(FleetTransport.REGISTRATION_DISABLED, FleetTransport.PUBLIC_KEY_IN_USE)) throw error
+        if (error.code != REGISTRATION_DISABLED && error.code != PUBLIC_KEY_IN_USE) throw error
         false
     }
 
-    private fun sendHeartbeat(id: Long): Boolean {
-        val message = ProtobufWriter().message(1, ProtobufWriter().varint(1, id)).double(2, heartbeatS)
-        return call("send-node-heartbeat", message, ONE_NUMBER).any { it.number != 0L }
-    }
-
     private fun fetchObject(runId: Long, id: String): ByteArray {
-        var waited = 0L
-        var wait = 50L
+        var waited = 0.0
+        var wait = 0.05
         while (true) {
             val content = pullObject(runId, id) ?: throw MessageGoneError("the server no longer has object $id")
-            if (content.isNotEmpty()) {
-                if (content.size > limits.objectBytes) throw ProtocolError("object $id has ${content.size} bytes; the limit is ${limits.objectBytes}")
-                if (ObjectSet.sha256(content) != id) throw ProtocolError("object $id does not match its hash")
-                return content
-            }
-            if (waited >= OBJECT_WAIT_MS) throw MessageGoneError("object $id did not reach the server in ${waited / 1000} s")
-            Thread.sleep(wait)
+            if (content.isNotEmpty()) return content.also { FleetObjects.check(id, it, limits) }
+            if (waited >= OBJECT_WAIT_S) throw MessageGoneError("object $id did not reach the server in ${waited.toInt()} s")
+            sleep(wait)
             waited += wait
-            wait = minOf(2 * wait, 2000)
+            wait = min(2 * wait, 2.0)
         }
     }
 
-    /** An object's bytes; empty where it is announced only, null where it is unknown. */
-    private fun pullObject(runId: Long, id: String): ByteArray? = FleetMessages.guarded("pull-object") {
-        val found = call("pull-object", node().varint(2, runId).text(3, id), OBJECT).associateBy { it.name }
-        if (found["object_found"]?.number != 1L) return@guarded null
-        found["object_content"]?.let { value -> ByteArray(value.bytes.remaining()).also { value.bytes.get(it) } } ?: ByteArray(0)
-    }
+    /** Uploads an object; a repetition after a lost answer counts as stored. */
+    private fun pushObject(reply: SealedReply, session: String, id: String): Boolean =
+        pushObject(reply.runId, session, id, reply.contents.getValue(id)) || pullObject(reply.runId, id)?.isNotEmpty() == true
 
-    private fun pushObject(runId: Long, session: String, id: String, content: ByteArray): Boolean {
-        val sent = node().varint(2, runId).text(3, id).bytes(4, content).text(5, session)
-        if (call("push-object", sent, ONE_NUMBER).any { it.number != 0L }) return true
-        return pullObject(runId, id)?.isNotEmpty() == true // stored before, by a call whose answer was lost
-    }
-
-    private fun node(): ProtobufWriter = ProtobufWriter().message(1, ProtobufWriter().varint(1, nodeId))
-
-    private fun call(name: String, message: ProtobufWriter, answer: Table): List<FieldValue> =
-        FleetMessages.guarded(name) {
-            Protobuf.read(ByteBuffer.wrap(transport.post(name, message.toByteArray())), answer, name, skipUnknown = true)
+    /** Makes a call whose effect may already be there, which the server reports by [code]. */
+    private fun unlessCode(code: Long, call: () -> Unit) {
+        try {
+            call()
+        } catch (error: ServerRefusedError) {
+            if (error.code != code) throw error
         }
+    }
 
-    private fun List<FieldValue>.single(call: String): Long =
-        firstOrNull()?.number ?: throw ProtocolError("$call answers without a node id")
+    companion object {
+        /** Flower's bounds on the heartbeat interval, in seconds. */
+        val HEARTBEAT_S: ClosedFloatingPointRange<Double> = 10.0..1800.0
 
-    private companion object {
-        const val OBJECT_WAIT_MS = 60_000L
-        const val PUSH_ATTEMPTS = 3
-        val ONE_NUMBER: Table = mapOf(1 to Field("number", VARINT))
-        val PULLED: Table = mapOf(2 to Field("messages_list", repeated = true), 3 to Field("message_object_trees", repeated = true))
-        val PUSHED: Table = mapOf(3 to Field("objects_to_push", repeated = true), 4 to Field("session_id"))
-        val OBJECT: Table = mapOf(
-            1 to Field("object_found", VARINT), 2 to Field("object_available", VARINT), 3 to Field("object_content"),
-        )
+        /**
+         * Seconds. A node is offline after two intervals without a heartbeat: a device that vanishes holds
+         * up a round for 30 s at most.
+         */
+        const val DEFAULT_HEARTBEAT_S: Double = 15.0
+
+        /** How long a pulled message's objects may take to reach the server, in seconds. */
+        private const val OBJECT_WAIT_S = 60.0
+        private const val PUSH_ATTEMPTS = 3
+
+        /**
+         * Prepares a connection; nothing is sent.
+         *
+         * @param address `host:port`, `https://host:port`, or `http://` to this machine.
+         * @param rootCertificate PEM of the authority that signed the server's certificate; null for the
+         * system's authorities.
+         * @param heartbeatIntervalS within Flower's 10 to 1800 s.
+         * @throws InsecureAddressError plain HTTP to another machine.
+         * @throws ConfigError not an address, an interval out of bounds, or an unusable certificate.
+         */
+        fun open(
+            address: String,
+            nodeKey: NodeKey,
+            rootCertificate: ByteArray? = null,
+            heartbeatIntervalS: Double = DEFAULT_HEARTBEAT_S,
+            limits: Limits = Limits(),
+            retry: RetryPolicy = RetryPolicy(),
+            traffic: Traffic = Traffic(),
+        ): FleetConnection {
+            if (heartbeatIntervalS !in HEARTBEAT_S) {
+                throw ConfigError("heartbeatIntervalS is $heartbeatIntervalS; Flower accepts 10 to 1800 s")
+            }
+            val clock = ServerClock()
+            val sleep = { seconds: Double -> Thread.sleep((seconds * 1000).toLong()) }
+            val http = HttpTransport(
+                Endpoint.parse(address, rootCertificate != null),
+                nodeKey,
+                rootCertificate,
+                retry,
+                limits.objectBytes + (1 shl 20),
+                clock,
+                traffic,
+                sleep,
+            )
+            return FleetConnection(address, nodeKey, http, heartbeatIntervalS, limits, clock, sleep)
+        }
     }
 }

@@ -2,36 +2,56 @@ package org.rootlet.fleet
 
 import org.rootlet.RootletException
 
-/** The server cannot be reached, or refuses; [retryable] where the same call may succeed later. */
-open class FleetException(message: String, val retryable: Boolean = false, cause: Throwable? = null) :
-    RootletException(message, cause)
+/** Root of what can go wrong between this device and the server; the names are those of the Python SDK. */
+open class FleetError(message: String, cause: Throwable? = null) : RootletException(message, cause) {
+    /** Whether the same call may succeed later without anybody changing anything. */
+    open val retryable: Boolean get() = false
+}
 
-/** No answer; nobody knows whether the request arrived. */
-open class ConnectionFailedError(message: String, cause: Throwable? = null) : FleetException(message, true, cause)
+/** No answer after the retries. */
+open class ConnectionFailedError(message: String, cause: Throwable? = null) : FleetError(message, cause) {
+    override val retryable: Boolean get() = true
+}
 
-/** 429 or 5xx. */
+/** The server answers, but only with 429 or 5xx. */
 class ServerBusyError(message: String) : ConnectionFailedError(message)
 
-/** The server refuses this node's signature. */
-class AuthenticationError(message: String) : FleetException(message)
+/** Plain HTTP to anything but this machine. */
+class InsecureAddressError(message: String) : FleetError(message)
 
-/** The server's answer is not what the protocol allows. */
-class ProtocolError(message: String, cause: Throwable? = null) : FleetException(message, cause = cause)
+/** The server does not accept this node's signature. */
+class AuthenticationError(message: String) : FleetError(message)
 
-/** A record that is missing, unknown, of the wrong type or out of bounds. */
+/** The server refuses to activate this key: it counts it as online, or does not know it. */
+class NodeStillActiveError(message: String) : FleetError(message) {
+    override val retryable: Boolean get() = true
+}
+
+/** The run that a message belongs to has finished or was stopped. */
+class RunEndedError(message: String) : FleetError(message)
+
+/** The server no longer has (or never got) the objects of a message that it announced. */
+class MessageGoneError(message: String) : FleetError(message)
+
+/**
+ * A refusal without a class of its own.
+ *
+ * @property status HTTP status.
+ * @property code Flower's error code; 0 where the answer names none.
+ */
+class ServerRefusedError(message: String, val status: Int, val code: Long) : FleetError(message)
+
+/** An answer that is malformed, too large or does not match its hash. */
+class ProtocolError(message: String, cause: Throwable? = null) : FleetError(message, cause)
+
+/** A node key that cannot be read or used. */
+class NodeKeyError(message: String, cause: Throwable? = null) : RootletException(message, cause)
+
+/** Records that do not follow rootlet's contract. */
 class RecordError(message: String) : RootletException(message)
 
-/** The server counts this key as online, or does not know it. */
-class NodeStillActiveError(message: String) : FleetException(message, true)
-
-/** The run that a message belongs to is over. */
-class RunEndedError(message: String) : FleetException(message)
-
-/** The server no longer has a message, or no longer wants its answer. */
-class MessageGoneError(message: String) : FleetException(message)
-
-/** Any other refusal, with Flower's code. */
-class ServerRefusedError(message: String, val status: Int, val code: Int) : FleetException(message)
-
-/** The device does not accept a request: another bundle, or beyond its bounds. */
+/** A well-formed request that this device does not accept. */
 class RequestRefusedError(message: String) : RootletException(message)
+
+/** A configuration value outside its bounds. */
+class ConfigError(message: String, cause: Throwable? = null) : RootletException(message, cause)

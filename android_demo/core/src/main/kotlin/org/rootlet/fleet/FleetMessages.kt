@@ -7,131 +7,146 @@ import org.rootlet.wire.Protobuf
 import org.rootlet.wire.ProtobufWriter
 import org.rootlet.wire.Table
 import org.rootlet.wire.WireError
-import org.rootlet.wire.WireType.FIXED64
-import org.rootlet.wire.WireType.VARINT
+import org.rootlet.wire.WireType
 
-/** Flower's Metadata; node ids are unsigned in 64 bits, times are seconds since the epoch. */
-class Metadata(
-    val runId: Long,
-    val messageId: String,
-    val sourceNode: Long,
-    val targetNode: Long,
-    val replyTo: String,
-    val groupId: String,
-    val ttl: Double,
-    val messageType: String,
-    val createdAt: Double,
-) {
-    internal fun write(): ProtobufWriter {
-        val out = ProtobufWriter()
-        if (runId != 0L) out.varint(1, runId)
-        if (messageId.isNotEmpty()) out.text(2, messageId)
-        if (sourceNode != 0L) out.varint(3, sourceNode)
-        if (targetNode != 0L) out.varint(4, targetNode)
-        if (replyTo.isNotEmpty()) out.text(5, replyTo)
-        if (groupId.isNotEmpty()) out.text(6, groupId)
-        if (ttl != 0.0) out.double(7, ttl)
-        if (messageType.isNotEmpty()) out.text(8, messageType)
-        if (createdAt != 0.0) out.double(9, createdAt)
-        return out
-    }
-}
-
-/** A message that the server announced to this node. */
-class Envelope(val metadata: Metadata, val tree: ObjectTree) {
-    /** When the server stops waiting for a reply, in seconds since the epoch, by its clock. */
-    val expiresAt: Double get() = metadata.createdAt + metadata.ttl
-}
-
-/** What the server asks of this device. */
-class FleetRequest(val runId: Long, val messageType: String, val records: Map<String, Record>, val bytes: Long)
-
-/** What a device answers: records, or the reason why there are none, with Flower's or rootlet's code. */
-class Answer(val records: Map<String, Record>, val error: String = "", val code: Int = 0)
-
-/** A reply in objects, ready to be pushed. */
-class SealedReply internal constructor(
-    val runId: Long,
-    val messageId: String,
-    internal val message: ProtobufWriter,
-    val tree: ObjectTree,
-    val contents: Map<String, ByteArray>,
+/**
+ * Flower's Metadata; ids are unsigned 64-bit numbers.
+ *
+ * @property ttl seconds from [createdAt] for which the server waits for a reply.
+ * @property createdAt seconds since the epoch, by the server's clock.
+ */
+data class Metadata(
+    val runId: Long = 0,
+    val messageId: String = "",
+    val sourceNodeId: Long = 0,
+    val targetNodeId: Long = 0,
+    val replyToMessageId: String = "",
+    val groupId: String = "",
+    val ttl: Double = 0.0,
+    val messageType: String = "",
+    val createdAt: Double = 0.0,
 )
 
-/** Fields of Flower's messages that a device reads; what it does not know is passed over. */
-internal object FleetMessages {
-    private val METADATA: Table = mapOf(
-        1 to Field("run_id", VARINT), 2 to Field("message_id"), 3 to Field("src_node_id", VARINT),
-        4 to Field("dst_node_id", VARINT), 5 to Field("reply_to_message_id"), 6 to Field("group_id"),
-        7 to Field("ttl", FIXED64), 8 to Field("message_type"), 9 to Field("created_at", FIXED64),
-    )
-    private val MESSAGE: Table = mapOf(1 to Field("metadata"), 2 to Field("content"), 3 to Field("error"))
-    private val TREE: Table = mapOf(1 to Field("object_id"), 2 to Field("children", repeated = true))
-    private const val DEEPEST = 8
+/** Why a message has no content. */
+data class MessageError(val code: Long, val reason: String)
 
-    fun metadata(message: FieldValue): Metadata {
-        val outer = fields(message.bytes, MESSAGE, "Message")
-        val found = fields(outer["metadata"]?.bytes ?: EMPTY, METADATA, "Metadata")
-        fun text(name: String) = found[name]?.let { Protobuf.text(it, name) } ?: ""
-        fun double(name: String) = found[name]?.bytes?.getDouble() ?: 0.0
-        return Metadata(
-            found["run_id"]?.number ?: 0, text("message_id"), found["src_node_id"]?.number ?: 0,
-            found["dst_node_id"]?.number ?: 0, text("reply_to_message_id"), text("group_id"), double("ttl"),
-            text("message_type"), double("created_at"),
+/** Flower's Message without its content, which travels as objects. */
+data class FleetMessage(val metadata: Metadata, val error: MessageError? = null)
+
+/** An object and those below it, by id. */
+data class ObjectTree(val objectId: String, val children: List<ObjectTree> = emptyList())
+
+/** Protobuf codecs of what a device reads and writes; fields it never reads are skipped. */
+internal object Codec {
+    private const val MAX_DEPTH = 100
+    private val METADATA: Table = mapOf(
+        1 to Field("run_id", WireType.VARINT),
+        2 to Field("message_id"),
+        3 to Field("src_node_id", WireType.VARINT),
+        4 to Field("dst_node_id", WireType.VARINT),
+        5 to Field("reply_to_message_id"),
+        6 to Field("group_id"),
+        7 to Field("ttl", WireType.FIXED64),
+        8 to Field("message_type"),
+        9 to Field("created_at", WireType.FIXED64),
+    )
+    private val MESSAGE: Table = mapOf(1 to Field("metadata"), 3 to Field("error"))
+    private val ERROR: Table = mapOf(1 to Field("code", WireType.VARINT), 2 to Field("reason"))
+    private val TREE: Table = mapOf(1 to Field("object_id"), 2 to Field("children", repeated = true))
+
+    /** @param withContent whether the content is there, and empty. */
+    fun message(message: FleetMessage, withContent: Boolean): ProtobufWriter {
+        val writer = ProtobufWriter().message(1, metadata(message.metadata))
+        if (withContent) writer.bytes(2, ByteArray(0))
+        message.error?.let { error ->
+            val encoded = ProtobufWriter()
+            if (error.code != 0L) encoded.varint(1, zigzag(error.code))
+            writer.message(3, encoded.textUnlessEmpty(2, error.reason))
+        }
+        return writer
+    }
+
+    fun tree(tree: ObjectTree): ProtobufWriter {
+        val writer = ProtobufWriter().textUnlessEmpty(1, tree.objectId)
+        tree.children.forEach { writer.message(2, tree(it)) }
+        return writer
+    }
+
+    fun node(nodeId: Long): ProtobufWriter = ProtobufWriter().numberUnlessZero(1, nodeId)
+
+    /** @throws WireError malformed. */
+    fun readMessage(bytes: ByteBuffer): FleetMessage {
+        val fields = read(bytes, MESSAGE, "Message")
+        val error = fields["error"]?.let { read(it.bytes, ERROR, "Error") }
+        return FleetMessage(
+            fields["metadata"]?.let { readMetadata(it.bytes) } ?: Metadata(),
+            error?.let { MessageError(unzigzag(it.number("code")), it.text("reason")) },
         )
     }
 
-    /** The same of a Message object's body. */
-    fun metadata(body: ByteArray): Metadata = guarded("Message") {
-        val wrapped = ProtobufWriter().bytes(1, body).toByteArray()
-        metadata(Protobuf.read(ByteBuffer.wrap(wrapped), mapOf(1 to Field("message")), "Message").single())
+    /**
+     * @param maxNodes bound on the tree's nodes.
+     * @throws WireError malformed, larger or deeper than the limits.
+     */
+    fun readTree(bytes: ByteBuffer, maxNodes: Int): ObjectTree = TreeReader(maxNodes).read(bytes, 0)
+
+    /** A message's fields by name; repeated ones are not for this. @throws WireError malformed. */
+    fun read(bytes: ByteBuffer, table: Table, kind: String): Map<String, FieldValue> =
+        Protobuf.read(bytes, table, kind, skipUnknown = true).associateBy { it.name }
+
+    private fun readMetadata(bytes: ByteBuffer): Metadata {
+        val fields = read(bytes, METADATA, "Metadata")
+        return Metadata(
+            runId = fields.number("run_id"),
+            messageId = fields.text("message_id"),
+            sourceNodeId = fields.number("src_node_id"),
+            targetNodeId = fields.number("dst_node_id"),
+            replyToMessageId = fields.text("reply_to_message_id"),
+            groupId = fields.text("group_id"),
+            ttl = fields["ttl"]?.bytes?.double ?: 0.0,
+            messageType = fields.text("message_type"),
+            createdAt = fields["created_at"]?.bytes?.double ?: 0.0,
+        )
     }
 
-    fun tree(message: ByteBuffer, depth: Int = 0): ObjectTree {
-        if (depth > DEEPEST) throw ProtocolError("an object tree deeper than $DEEPEST")
-        val found = Protobuf.read(message, TREE, "ObjectTree", skipUnknown = true)
-        val id = found.firstOrNull { it.name == "object_id" }?.let { Protobuf.text(it, "object_id") } ?: ""
-        return ObjectTree(id, found.filter { it.name == "children" }.map { tree(it.bytes, depth + 1) })
+    private fun metadata(metadata: Metadata): ProtobufWriter = ProtobufWriter()
+        .numberUnlessZero(1, metadata.runId)
+        .textUnlessEmpty(2, metadata.messageId)
+        .numberUnlessZero(3, metadata.sourceNodeId)
+        .numberUnlessZero(4, metadata.targetNodeId)
+        .textUnlessEmpty(5, metadata.replyToMessageId)
+        .textUnlessEmpty(6, metadata.groupId)
+        .doubleUnlessZero(7, metadata.ttl)
+        .textUnlessEmpty(8, metadata.messageType)
+        .doubleUnlessZero(9, metadata.createdAt)
+
+    private class TreeReader(private val maxNodes: Int) {
+        private var left = maxNodes
+
+        fun read(bytes: ByteBuffer, depth: Int): ObjectTree {
+            if (--left < 0) throw WireError("an object tree of more than $maxNodes nodes")
+            if (depth >= MAX_DEPTH) throw WireError("an object tree of more than $MAX_DEPTH levels")
+            val fields = Protobuf.read(bytes, TREE, "ObjectTree", skipUnknown = true, maxValues = left + 1)
+            val id = fields.firstOrNull { it.name == "object_id" }?.let { Protobuf.text(it, "ObjectTree") }.orEmpty()
+            return ObjectTree(id, fields.filter { it.name == "children" }.map { read(it.bytes, depth + 1) })
+        }
     }
-
-    fun fields(message: ByteBuffer, table: Table, kind: String): Map<String, FieldValue> =
-        Protobuf.read(message, table, kind, skipUnknown = true).associateBy { it.name }
-
-    fun <T> guarded(call: String, read: () -> T): T = try {
-        read()
-    } catch (error: WireError) {
-        throw ProtocolError("$call answers with garbage: ${error.message}", error)
-    }
-
-    private val EMPTY: ByteBuffer = ByteBuffer.allocate(0)
 }
 
-/**
- * The request in an envelope.
- *
- * @throws ProtocolError malformed objects, beyond the limits, or an error where a request belongs.
- */
-internal fun openEnvelope(envelope: Envelope, contents: Map<String, ByteArray>, limits: FleetLimits): FleetRequest {
-    val (body, records) = ObjectReader(contents, limits).message(envelope.metadata.messageId)
-    if (records == null) throw ProtocolError("message ${envelope.metadata.messageId} is an error, not a request")
-    val metadata = FleetMessages.metadata(body)
-    if (metadata.runId != envelope.metadata.runId) throw ProtocolError("a message of another run than announced")
-    return FleetRequest(metadata.runId, metadata.messageType, records, contents.values.sumOf { it.size.toLong() })
-}
+/** proto3: the default value is not written. */
+internal fun ProtobufWriter.numberUnlessZero(field: Int, value: Long): ProtobufWriter =
+    if (value == 0L) this else varint(field, value)
 
-/** The reply to an envelope; it expires when the request does. [now] is the server's time in seconds. */
-internal fun sealReply(envelope: Envelope, answer: Answer, now: Double): SealedReply {
-    val asked = envelope.metadata
-    fun metadata(messageId: String) = Metadata(
-        asked.runId, messageId, asked.targetNode, asked.sourceNode, asked.messageId, asked.groupId,
-        envelope.expiresAt - now, asked.messageType, now,
-    ).write()
-    val failed = answer.error.isNotEmpty()
-    val error = ProtobufWriter().varint(1, answer.code.toLong() shl 1).text(2, answer.error)
-    val body = ProtobufWriter().message(1, metadata("")).apply { if (failed) message(3, error) }.toByteArray()
-    val objects = ObjectSet()
-    val id = objects.addMessage(body, if (failed) null else answer.records)
-    val message = ProtobufWriter().message(1, metadata(id))
-    if (failed) message.message(3, error) else message.message(2, ProtobufWriter()) // present, and empty
-    return SealedReply(asked.runId, id, message, objects.tree(id), objects.contents)
-}
+/** proto3: the default value is not written. */
+internal fun ProtobufWriter.textUnlessEmpty(field: Int, value: String): ProtobufWriter =
+    if (value.isEmpty()) this else text(field, value)
+
+/** proto3: the default value is not written; -0.0 is none. */
+internal fun ProtobufWriter.doubleUnlessZero(field: Int, value: Double): ProtobufWriter =
+    if (value.toRawBits() == 0L) this else double(field, value)
+
+/** A number; 0 where it is absent. */
+internal fun Map<String, FieldValue>.number(name: String): Long = this[name]?.number ?: 0L
+
+/** A text; empty where it is absent. @throws WireError not UTF-8. */
+internal fun Map<String, FieldValue>.text(name: String): String = this[name]?.let { Protobuf.text(it, name) }.orEmpty()

@@ -5,234 +5,249 @@ import java.io.ByteArrayOutputStream
 import java.io.IOException
 import java.io.InputStream
 import java.net.HttpURLConnection
-import java.net.InetAddress
 import java.net.URL
+import java.security.GeneralSecurityException
 import java.security.KeyStore
 import java.security.SecureRandom
 import java.security.cert.CertificateException
 import java.security.cert.CertificateFactory
-import java.text.SimpleDateFormat
+import java.time.Instant
+import java.time.ZoneOffset
+import java.time.format.DateTimeFormatter
 import java.util.Base64
-import java.util.Date
 import java.util.Locale
-import java.util.TimeZone
 import java.util.concurrent.atomic.AtomicLong
 import javax.net.ssl.HttpsURLConnection
 import javax.net.ssl.SSLContext
-import javax.net.ssl.SSLException
+import javax.net.ssl.SSLPeerUnverifiedException
 import javax.net.ssl.SSLSocketFactory
 import javax.net.ssl.TrustManagerFactory
-import org.rootlet.wire.StrictJson
-import org.rootlet.wire.StrictJsonError
+import kotlin.math.abs
+import kotlin.math.min
+
+/** One request, one answer: the seam under the Fleet API. */
+fun interface Transport {
+    /**
+     * Sends [body] to [path] (such as `/v1/fleet/pull-messages`) and returns the answer's body.
+     *
+     * @throws FleetError no answer, or a refusal.
+     */
+    fun post(path: String, body: ByteArray): ByteArray
+}
 
 /**
- * How often and how long to try: the wait before attempt n is uniform in [0, min(cap, base 2^(n-1))], so that
- * a thousand devices do not come back at once. Times in milliseconds.
+ * How often and how long to try.
+ *
+ * The wait before attempt n is uniform in `[0, min(capS, baseS 2^(n-1))]` (full jitter, so that a
+ * thousand devices do not come back at once).
+ *
+ * @property attempts tries in all.
+ * @property baseS upper end of the first wait, in seconds.
+ * @property capS upper end of any wait, in seconds.
+ * @property timeoutS bound on each socket operation, in seconds.
  */
-class RetryPolicy(val attempts: Int = 5, val baseMs: Long = 500, val capMs: Long = 8000, val timeoutMs: Int = 30_000) {
+data class RetryPolicy(val attempts: Int = 5, val baseS: Double = 0.5, val capS: Double = 8.0, val timeoutS: Double = 30.0) {
     init {
-        require(attempts >= 1 && baseMs >= 0 && capMs >= 0 && timeoutMs > 0) {
-            "attempts $attempts >= 1, waits >= 0 and timeoutMs $timeoutMs > 0 are needed"
+        if (attempts < 1 || !(baseS >= 0) || !(capS >= 0) || !(timeoutS > 0)) {
+            throw ConfigError("$this: attempts >= 1, waits >= 0 and timeoutS > 0 are needed")
         }
     }
 }
 
+/** Bytes of bodies moved so far, headers and TLS not counted. */
+class Traffic {
+    internal val sent = AtomicLong()
+    internal val received = AtomicLong()
+    val up: Long get() = sent.get()
+    val down: Long get() = received.get()
+}
+
 /**
- * Calls of Flower's Fleet API over HTTP: one POST, signed with the node key.
+ * Fleet calls over HTTP/1.1, signed with the node key; safe to use from several threads.
  *
- * The signature covers the time alone, so TLS is a must: plain HTTP goes to this machine only. A server whose
- * clock differs corrects this device's, for the signatures.
+ * Every Fleet call may be repeated, so one policy covers them all: connection errors, 429 and 5xx are
+ * repeated after a back-off.
  *
- * @param address `host:port`, `https://host:port`, or `http://` to this machine.
  * @param rootCertificate PEM of the authority that signed the server's certificate; null for the system's.
- * @throws IllegalArgumentException no address, plain HTTP to another machine, or no certificate.
+ * @param maxResponseBytes bound on an answer's body.
+ * @param sleep waits for so many seconds.
+ * @throws ConfigError the root certificate cannot be used.
  */
-class FleetTransport(
-    address: String,
+class HttpTransport(
+    private val endpoint: Endpoint,
     private val nodeKey: NodeKey,
     rootCertificate: ByteArray? = null,
     private val retry: RetryPolicy = RetryPolicy(),
     private val maxResponseBytes: Int = 8 shl 20,
-) {
-    private val base: URL = endpoint(address, rootCertificate != null)
-    private val sockets: SSLSocketFactory? = if (base.protocol == "https") trusting(rootCertificate) else null
+    private val clock: ServerClock = ServerClock(),
+    private val traffic: Traffic = Traffic(),
+    private val sleep: (Double) -> Unit = { Thread.sleep((it * 1000).toLong()) },
+) : Transport {
+    private class Answer(val status: Int, val date: Double?, val content: ByteArray)
+
+    private val sockets: SSLSocketFactory? = rootCertificate?.let(::trusting)
     private val random = SecureRandom()
-    private val skewMs = AtomicLong()
-
-    /** Bytes of bodies sent and received so far. */
-    val bytesUp = AtomicLong()
-    val bytesDown = AtomicLong()
-
-    /** The server's time as far as known, in milliseconds since the epoch. */
-    fun nowMs(): Long = System.currentTimeMillis() + skewMs.get()
 
     /**
-     * Sends [body] to [call], such as `pull-messages`, and returns the answer's body.
+     * Sends [body] and returns the answer's body.
      *
      * @throws ConnectionFailedError no answer after all attempts.
+     * @throws ServerBusyError 429 or 5xx after all attempts.
      * @throws AuthenticationError 401, also after correcting for a wrong clock.
-     * @throws FleetException any other refusal.
+     * @throws ProtocolError an answer larger than the limit.
+     * @throws FleetError any other refusal.
      */
-    fun post(call: String, body: ByteArray): ByteArray {
-        var attempt = 1
-        while (true) {
+    override fun post(path: String, body: ByteArray): ByteArray {
+        for (attempt in 1 until retry.attempts) {
             try {
-                return authenticated(call, body)
-            } catch (error: ConnectionFailedError) {
-                if (attempt == retry.attempts) throw error
+                return authenticated(path, body)
+            } catch (_: ConnectionFailedError) {
+                val bound = min(retry.capS, retry.baseS * Math.pow(2.0, attempt - 1.0))
+                sleep(random.nextDouble() * bound)
             }
-            Thread.sleep((random.nextDouble() * minOf(retry.capMs, retry.baseMs shl (attempt - 1).coerceAtMost(20))).toLong())
-            attempt++
         }
+        return authenticated(path, body)
     }
 
-    private fun authenticated(call: String, body: ByteArray): ByteArray {
-        var answer = exchange(call, body)
-        val skew = if (answer.dateMs > 0) answer.dateMs - nowMs() else 0
-        if (answer.status == HttpURLConnection.HTTP_UNAUTHORIZED && Math.abs(skew) > CLOCK_TOLERANCE_MS) {
-            skewMs.addAndGet(skew)
-            answer = exchange(call, body)
+    /** Sends once; on a 401 that the clock explains, once more with the server's time. */
+    private fun authenticated(path: String, body: ByteArray): ByteArray {
+        var answer = exchange(path, body)
+        val skew = answer.date?.let { it - clock.now() } ?: 0.0
+        if (answer.status == 401 && abs(skew) > CLOCK_TOLERANCE_S) {
+            clock.correct(skew)
+            answer = exchange(path, body)
         }
         val status = answer.status
-        return when {
-            status == HttpURLConnection.HTTP_OK -> answer.body
-            status == 429 || status >= 500 -> throw ServerBusyError("${base.host} answers $status to $call; try later")
-            status == HttpURLConnection.HTTP_UNAUTHORIZED -> throw AuthenticationError(
-                "${base.host} refuses this node's signature on $call: the node key is not registered there, or the " +
-                    "clock is wrong (by ${skew / 1000} s)",
-            )
-            else -> throw refusal(call, status, answer.body)
+        if (status == 200) return answer.content
+        if (status == 429 || status >= 500) {
+            val text = String(answer.content, Charsets.UTF_8).take(200)
+            throw ServerBusyError("${endpoint.host} answers $status to $path: $text; try later")
         }
+        if (status == 401) {
+            throw AuthenticationError(
+                "${endpoint.host} refuses this node's signature on $path: the node key is not the one of this " +
+                    "node id, or the clock is wrong (it differs from the server's by " +
+                    "${Math.round(skew + clock.offsetS)} s); register the public key with flwr supernode " +
+                    "register and set the clock",
+            )
+        }
+        throw refusal(path, status, answer.content)
     }
 
-    private class Response(val status: Int, val dateMs: Long, val body: ByteArray)
-
-    private fun exchange(call: String, body: ByteArray): Response {
-        val connection = URL(base, "/v1/fleet/$call").openConnection() as HttpURLConnection
+    /** Sends once, and names what went wrong below HTTP. */
+    private fun exchange(path: String, body: ByteArray): Answer {
         try {
-            if (connection is HttpsURLConnection) connection.sslSocketFactory = sockets
-            connection.requestMethod = "POST"
-            connection.doOutput = true
-            connection.instanceFollowRedirects = false
-            connection.useCaches = false
-            connection.connectTimeout = retry.timeoutMs
-            connection.readTimeout = retry.timeoutMs
-            connection.setFixedLengthStreamingMode(body.size) // a platform that repeats a POST by itself loses messages
-            headers().forEach { (name, value) -> connection.setRequestProperty(name, value) }
-            connection.outputStream.use { it.write(body) }
-            bytesUp.addAndGet(body.size.toLong())
-            val status = connection.responseCode
-            val ok = status == HttpURLConnection.HTTP_OK
-            val stream = if (ok) connection.inputStream else connection.errorStream
-            val content = stream?.use { read(it, if (ok) maxResponseBytes else MAX_ERROR_BYTES, call) } ?: ByteArray(0)
-            bytesDown.addAndGet(content.size.toLong())
-            return Response(status, connection.getHeaderFieldDate("Date", 0), content)
-        } catch (error: SSLException) {
-            if (generateSequence<Throwable>(error) { it.cause }.none { it is CertificateException }) throw lost(call, error)
-            throw FleetException(
-                "${base.host} shows a certificate that the root certificate does not vouch for (${error.message}); " +
-                    "check the root certificate and the host name",
-                cause = error,
-            )
+            return send(URL(endpoint.url + path).openConnection() as HttpURLConnection, path, body)
         } catch (error: IOException) {
-            throw lost(call, error)
+            val causes = generateSequence<Throwable>(error) { it.cause }.take(10)
+            val refused = causes.firstOrNull { it is CertificateException || it is SSLPeerUnverifiedException }
+            if (refused != null) {
+                throw FleetError(
+                    "${endpoint.host} shows a certificate that the root certificate does not vouch for " +
+                        "(${refused.message}); check the root certificate and the host name",
+                    error,
+                )
+            }
+            throw ConnectionFailedError("${endpoint.host}:${endpoint.port} does not answer $path: $error", error)
         }
     }
 
-    private fun lost(call: String, error: IOException) = ConnectionFailedError(
-        "${base.host}:${base.port} does not answer $call: ${error.javaClass.simpleName}: ${error.message}", error,
-    )
+    private fun send(connection: HttpURLConnection, path: String, body: ByteArray): Answer {
+        if (connection is HttpsURLConnection) sockets?.let { connection.sslSocketFactory = it }
+        val timeout = (retry.timeoutS * 1000).toInt()
+        connection.connectTimeout = timeout
+        connection.readTimeout = timeout
+        connection.requestMethod = "POST"
+        connection.doOutput = true
+        connection.useCaches = false
+        connection.instanceFollowRedirects = false // a redirect could lead to plain HTTP
+        for ((name, value) in headers()) connection.setRequestProperty(name, value)
+        connection.outputStream.use { it.write(body) }
+        traffic.sent.addAndGet(body.size.toLong())
+        val status = connection.responseCode
+        val date = connection.getHeaderFieldDate("Date", Long.MIN_VALUE).takeIf { it in CLOCK_RANGE_MS }
+        return Answer(status, date?.let { it / 1000.0 }, content(connection, status, path))
+    }
+
+    /** The body, whole and within the limit. */
+    private fun content(connection: HttpURLConnection, status: Int, path: String): ByteArray {
+        val limit = if (status == 200) maxResponseBytes else MAX_ERROR_BYTES
+        val announced = connection.contentLengthLong
+        val chunked = connection.getHeaderField("Transfer-Encoding")?.lowercase() == "chunked"
+        if (announced < 0 && !chunked) throw IOException("an answer that does not say how long it is")
+        val stream = (if (status < 400) connection.inputStream else connection.errorStream) ?: return ByteArray(0)
+        val content = try {
+            readAtMost(stream, limit + 1)
+        } finally {
+            stream.close() // keeps the connection alive where the body was read to its end
+        }
+        traffic.received.addAndGet(content.size.toLong())
+        if (content.size > limit) {
+            connection.disconnect()
+            throw ProtocolError("the answer to $path is larger than $limit bytes")
+        }
+        if (content.size < announced) throw IOException("${content.size} bytes of $announced arrived")
+        return content
+    }
 
     private fun headers(): Map<String, String> {
-        val time = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss.SSS'000+00:00'", Locale.ROOT).run {
-            timeZone = TimeZone.getTimeZone("UTC")
-            format(Date(nowMs()))
-        }
+        val timestamp = timestamp(clock.now())
         val base64 = Base64.getEncoder()
         return mapOf(
             "Content-Type" to MEDIA_TYPE,
             "Accept" to MEDIA_TYPE,
+            "Accept-Encoding" to "identity", // else Android asks for gzip, and lengths no longer bound anything
             "flwr-public-key" to base64.encodeToString(nodeKey.publicPem),
-            "flwr-timestamp" to time,
-            "flwr-signature" to base64.encodeToString(nodeKey.sign(time.toByteArray(Charsets.US_ASCII))),
+            "flwr-timestamp" to timestamp,
+            "flwr-signature" to base64.encodeToString(nodeKey.sign(timestamp.toByteArray(Charsets.US_ASCII))),
         )
     }
 
-    private fun read(stream: InputStream, limit: Int, call: String): ByteArray {
-        val out = ByteArrayOutputStream()
-        val buffer = ByteArray(16 * 1024)
-        while (true) {
-            val count = stream.read(buffer)
-            if (count < 0) return out.toByteArray()
-            out.write(buffer, 0, count)
-            if (out.size() > limit) throw ProtocolError("the answer to $call is larger than $limit bytes")
-        }
-    }
-
-    internal companion object {
-        const val REGISTRATION_DISABLED = 2001
-        const val PUBLIC_KEY_IN_USE = 23
-        const val ACTIVATION_FAILED = 2004
-        const val DEACTIVATION_FAILED = 2005
-        const val RUN_STATUS_NOT_ALLOWED = 2007
+    companion object {
         private const val MEDIA_TYPE = "application/protobuf"
         private const val MAX_ERROR_BYTES = 64 * 1024
 
-        /** Flower accepts a timestamp up to 5 s in its future; beyond this difference a 401 may be due to the clock. */
-        private const val CLOCK_TOLERANCE_MS = 4000L
+        /** Flower accepts a timestamp up to 5 s in its future: beyond this, a 401 may be due to the clock. */
+        private const val CLOCK_TOLERANCE_S = 4.0
 
-        fun endpoint(address: String, certified: Boolean): URL {
-            val scheme = address.substringBefore("://", "")
-            val rest = address.substringAfter("://").removeSuffix("/")
-            val host = rest.substringBeforeLast(":", "").removeSurrounding("[", "]")
-            val port = rest.substringAfterLast(":").toIntOrNull()
-            require(scheme in setOf("", "http", "https") && host.isNotEmpty() && port in 1..65535 && "/" !in rest && "@" !in rest) {
-                "address '$address' is not host:port, https://host:port or http://…"
-            }
-            val loopback = host == "localhost" || NUMERIC.matches(host) && InetAddress.getByName(host).isLoopbackAddress
-            val tls = scheme == "https" || scheme.isEmpty() && (certified || !loopback)
-            require(tls || loopback) {
-                "plain HTTP to $host would let anybody read and replay what this device sends; use https://"
-            }
-            require(tls || !certified) { "'$address' asks for plain HTTP although a root certificate is given" }
-            return URL(if (tls) "https" else "http", host, port!!, "/")
+        /** 2020 to 2099: what a server may correct this device's clock to, for it signs what it takes for the time. */
+        private val CLOCK_RANGE_MS = 1_577_836_800_000L until 4_102_444_800_000L
+        private val ISO = DateTimeFormatter.ofPattern("yyyy-MM-dd'T'HH:mm:ss.SSSSSSxxx", Locale.ROOT).withZone(ZoneOffset.UTC)
+
+        /** Seconds since the epoch as Python's `isoformat` writes them, with microseconds. */
+        internal fun timestamp(seconds: Double): String {
+            val whole = Math.floor(seconds)
+            val micros = ((seconds - whole) * 1e6).toLong()
+            return ISO.format(Instant.ofEpochSecond(whole.toLong(), micros * 1000))
         }
 
-        private val NUMERIC = Regex("[0-9.]+|[0-9a-fA-F:]+")
-
-        private fun trusting(rootCertificate: ByteArray?): SSLSocketFactory {
-            val store = rootCertificate?.let {
-                try {
-                    val certificates = CertificateFactory.getInstance("X.509").generateCertificates(ByteArrayInputStream(it))
-                    require(certificates.isNotEmpty()) { "the root certificate holds none" }
-                    KeyStore.getInstance(KeyStore.getDefaultType()).apply {
-                        load(null, null)
-                        certificates.forEachIndexed { i, certificate -> setCertificateEntry("root-$i", certificate) }
-                    }
-                } catch (error: CertificateException) {
-                    throw IllegalArgumentException("the root certificate is not PEM: ${error.message}", error)
-                }
+        private fun readAtMost(stream: InputStream, most: Int): ByteArray {
+            val out = ByteArrayOutputStream()
+            val buffer = ByteArray(1 shl 16)
+            while (out.size() < most) {
+                val count = stream.read(buffer, 0, min(buffer.size, most - out.size()))
+                if (count < 0) break
+                out.write(buffer, 0, count)
             }
-            val managers = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm()).apply { init(store) }
-            return SSLContext.getInstance("TLS").apply { init(null, managers.trustManagers, null) }.socketFactory
+            return out.toByteArray()
         }
 
-        private fun refusal(call: String, status: Int, body: ByteArray): FleetException {
-            val fields = try {
-                StrictJson.parse(body) as? Map<*, *>
-            } catch (_: StrictJsonError) {
-                null
-            }
-            val code = (fields?.get("code") as? Long)?.toInt() ?: 0
-            val text = listOf("detail", "extra").mapNotNull { fields?.get(it) }.joinToString(" ").take(300)
-            return when (code) {
-                ACTIVATION_FAILED -> NodeStillActiveError(
-                    "the server does not activate this node key: either its operator has not registered it, or the " +
-                        "server still counts it as online (until twice the heartbeat interval after the last one)",
-                )
-                RUN_STATUS_NOT_ALLOWED -> RunEndedError("the run is not running: $call answers $text")
-                else -> ServerRefusedError("$call is refused with status $status, code $code: $text", status, code)
-            }
+        /** Sockets that trust the authorities in a PEM text, and no other; host names are checked above them. */
+        private fun trusting(pem: ByteArray): SSLSocketFactory = try {
+            val authorities = CertificateFactory.getInstance("X.509").generateCertificates(ByteArrayInputStream(pem))
+            if (authorities.isEmpty()) throw CertificateException("it holds no certificate")
+            val store = KeyStore.getInstance(KeyStore.getDefaultType())
+            store.load(null, null)
+            authorities.forEachIndexed { index, authority -> store.setCertificateEntry("root$index", authority) }
+            val trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm())
+            trust.init(store)
+            SSLContext.getInstance("TLS").apply { init(null, trust.trustManagers, null) }.socketFactory
+        } catch (error: GeneralSecurityException) {
+            throw ConfigError(
+                "the root certificate cannot be used (${error.message}); give the PEM of the authority that " +
+                    "signed the server's certificate",
+                error,
+            )
         }
     }
 }

@@ -44,13 +44,21 @@ object Protobuf {
      *
      * @param skipUnknown for replies of a newer server: fields that are not in the table are passed
      * over instead of refused.
+     * @param maxValues values that may be found, so that two bytes each cannot become a heap of objects.
      * @throws WireError truncated, malformed, or holding what the table does not allow.
      */
-    fun read(message: ByteBuffer, table: Table, kind: String, skipUnknown: Boolean = false): List<FieldValue> {
+    fun read(
+        message: ByteBuffer,
+        table: Table,
+        kind: String,
+        skipUnknown: Boolean = false,
+        maxValues: Int = Int.MAX_VALUE,
+    ): List<FieldValue> {
         val rest = message.duplicate().order(ByteOrder.LITTLE_ENDIAN)
         val found = ArrayList<FieldValue>()
         val seen = HashSet<String>()
         while (rest.hasRemaining()) {
+            if (found.size >= maxValues) throw WireError("$kind: more than $maxValues values")
             val tag = varint(rest)
             val wireType = (tag and 7).toInt()
             val field = if (tag ushr 32 == 0L) table[(tag ushr 3).toInt()] else null
@@ -62,7 +70,7 @@ object Protobuf {
             if (!seen.add(field.name) && !field.repeated) throw WireError("$kind: ${field.name} appears twice")
             if (wireType == WireType.BYTES && field.wireType == WireType.VARINT && field.repeated) {
                 val packed = value(rest, wireType, field.name, kind).bytes
-                while (packed.hasRemaining()) found.add(FieldValue(field.name, varint(packed), null))
+                while (packed.hasRemaining() && found.size <= maxValues) found.add(FieldValue(field.name, varint(packed), null))
                 continue
             }
             if (wireType != field.wireType && !(wireType == WireType.BYTES && field.repeated)) {
@@ -70,16 +78,19 @@ object Protobuf {
             }
             found.add(value(rest, wireType, field.name, kind))
         }
+        if (found.size > maxValues) throw WireError("$kind: more than $maxValues values")
         return found
     }
 
     /**
      * A string field as text.
      *
-     * @throws WireError not UTF-8, or longer than 65,536 bytes.
+     * @throws WireError not UTF-8, or longer than [maxBytes].
      */
-    fun text(value: FieldValue, kind: String): String {
-        if (!value.isBytes || value.bytes.remaining() > 65536) throw WireError("$kind: not a string of at most 65536 bytes")
+    fun text(value: FieldValue, kind: String, maxBytes: Int = 65536): String {
+        if (!value.isBytes || value.bytes.remaining() > maxBytes) {
+            throw WireError("$kind: not a string of at most $maxBytes bytes")
+        }
         return try {
             Charsets.UTF_8.newDecoder()
                 .onMalformedInput(CodingErrorAction.REPORT)
@@ -102,8 +113,9 @@ object Protobuf {
             throw WireError("$kind: a field of ${java.lang.Long.toUnsignedString(length)} bytes in ${rest.remaining()}")
         }
         val span = rest.duplicate()
-        span.limit(rest.position() + length.toInt())
-        rest.position(span.limit())
+        val end = rest.position() + length.toInt()
+        span.limit(end)
+        rest.position(end)
         return FieldValue(name, 0, span.slice())
     }
 

@@ -5,24 +5,35 @@ import org.junit.Assert.assertThrows
 import org.junit.Test
 
 class EndpointTest {
-    private fun url(address: String, certified: Boolean = false) = FleetTransport.endpoint(address, certified).toString()
-
     @Test
-    fun tlsIsTheDefaultBeyondThisMachine() {
-        assertEquals("https://fl.example.org:8443/", url("fl.example.org:8443"))
-        assertEquals("https://127.0.0.1:8443/", url("127.0.0.1:8443", certified = true))
-        assertEquals("http://127.0.0.1:8443/", url("127.0.0.1:8443"))
-        assertEquals("http://localhost:1/", url("http://localhost:1"))
-        assertEquals("https://[::2]:99/", url("[::2]:99"))
+    fun tlsIsUsedUnlessTheHostIsThisMachine() {
+        val cases = mapOf(
+            ("example.org:9092" to false) to "https://example.org:9092",
+            ("example.org:9092" to true) to "https://example.org:9092",
+            ("https://Example.org:9092/" to false) to "https://example.org:9092",
+            ("127.0.0.1:9092" to false) to "http://127.0.0.1:9092",
+            ("127.0.0.1:9092" to true) to "https://127.0.0.1:9092",
+            ("http://localhost:80" to false) to "http://localhost:80",
+            ("http://[::1]:80" to false) to "http://[::1]:80",
+            ("https://127.0.0.1:1" to false) to "https://127.0.0.1:1",
+        )
+        for ((given, url) in cases) assertEquals(url, Endpoint.parse(given.first, given.second).url)
     }
 
     @Test
-    fun whatIsNoSafeAddressIsRefused() {
-        for (address in listOf("", "host", "host:0", "host:70000", "ftp://host:1", "host:1/path", "user@host:1")) {
-            assertThrows(address, IllegalArgumentException::class.java) { url(address) }
+    fun plainHttpNeverLeavesThisMachine() {
+        for (address in listOf("http://example.org:80", "http://10.0.0.1:80", "http://127.0.0.1.example.org:80")) {
+            assertThrows(address, InsecureAddressError::class.java) { Endpoint.parse(address, false) }
         }
-        assertThrows(IllegalArgumentException::class.java) { url("http://fl.example.org:80") }
-        assertThrows(IllegalArgumentException::class.java) { url("http://10.0.0.1:80") }
-        assertThrows(IllegalArgumentException::class.java) { url("http://127.0.0.1:80", certified = true) }
+        assertThrows(InsecureAddressError::class.java) { Endpoint.parse("http://127.0.0.1:80", true) }
+    }
+
+    @Test
+    fun whatIsNoAddressIsRefused() {
+        val wrong = listOf(
+            "", ":80", "example.org", "example.org:0", "example.org:65536", "example.org:x", "ftp://example.org:1",
+            "example.org:1/path", "user@example.org:1", "example.org:1?q", "two words:1",
+        )
+        for (address in wrong) assertThrows(address, ConfigError::class.java) { Endpoint.parse(address, false) }
     }
 }

@@ -1,50 +1,55 @@
 package org.rootlet.fleet
 
 import java.io.File
-import java.nio.ByteBuffer
-import org.rootlet.bundle.Bundle
-import org.rootlet.bundle.PublicKey
-import org.rootlet.training.Examples
-import org.rootlet.training.Trainer
-import org.rootlet.wire.FloatTensor
-import org.rootlet.wire.SafeTensors
+import kotlin.concurrent.thread
 
 /**
- * A device in a process of its own, for `tests/integration/test_kotlin_devices.py`:
- * `ADDRESS CA.pem BUNDLE PUBLISHER_HEX FOLDER`. FOLDER holds `private.der`, `public.der` and
- * `examples.safetensors`; each answered `train` leaves `received-N.safetensors` and `trained-N.safetensors` there.
- * It leaves when its standard input ends.
+ * A device for `tests/android`: it adds an amount to each value that it receives, until its standard
+ * input ends.
+ *
+ * Arguments: address, root certificate's file or `-`, node key's file or `-` for a new one, `adder`
+ * (answers any request) or `participant` (rootlet's rounds only), amount, folder of the mailbox or `-`.
  */
 fun main(arguments: Array<String>) {
-    val (address, authority, path, publisher, name) = arguments
-    val folder = File(name)
-    val key = PlatformNodeKey.decoded(File(folder, "private.der").readBytes(), File(folder, "public.der").readBytes())
-    Bundle.load(File(path), listOf(PublicKey.ofHex(publisher))).use { bundle ->
-        Trainer(bundle).use { trainer ->
-            val data = SafeTensors.read(ByteBuffer.wrap(File(folder, "examples.safetensors").readBytes()))
-            val labels = data.getValue("y").values.map { it.toLong() }.toLongArray()
-            val examples = Examples.classified(bundle.manifest, data.getValue("x").values, labels)
-            val participant = Participant(trainer, { examples })
-            var round = 0
-            fun keep(what: String, adapter: Map<String, FloatTensor>) =
-                File(folder, "$what-$round.safetensors").writeBytes(SafeTensors.write(adapter))
-            val noted = Answering { request, shouldStop ->
-                participant.answer(request, shouldStop).also { answer ->
-                    if (request.messageType == "train" && answer?.error == "") {
-                        round++
-                        keep("received", (request.records.getValue("arrays") as Record.Arrays).arrays)
-                        keep("trained", trainer.adapter())
-                    }
-                }
-            }
-            val transport = FleetTransport(address, key, File(authority).readBytes())
-            val session = FleetSession(FleetConnection(transport, key, 10.0), noted, lingerS = 10.0) { println(it) }
-            Thread {
-                System.`in`.readBytes()
-                session.stop()
-            }.apply { isDaemon = true }.start()
-            session.run()
-        }
+    val (address, certificate, keyFile, kind, amount) = arguments
+    val key = if (keyFile == "-") PemNodeKey.generate() else PemNodeKey.load(File(keyFile))
+    val connection = FleetConnection.open(
+        address,
+        key,
+        if (certificate == "-") null else File(certificate).readBytes(),
+        heartbeatIntervalS = 10.0,
+    )
+    val stop = StopSignal()
+    thread(isDaemon = true) {
+        do { val byte = System.`in`.read() } while (byte >= 0)
+        stop.set()
     }
-    println("left")
+    val adder = Adder(amount.toFloat())
+    val answerer = if (kind == "adder") adder else Participant(adder, onFailure = { it.printStackTrace() })
+    val mailbox = Mailbox(arguments[5].takeIf { it != "-" }?.let(::File))
+    FleetSession(connection, answerer, mailbox, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
+}
+
+/** Adds [amount] to every value; its metrics are made up. */
+class Adder(private val amount: Float) : Answerer, RoundWork {
+    private var seen = 0L
+    override val bundle = BundleIdentity("tiny", 2, "ab".repeat(32))
+    override val metric = Metric.ACCURACY
+    override val maxBatch = 32L
+
+    override fun answer(request: FleetRequest, shouldStop: () -> Boolean): Answer {
+        seen += 1
+        val arrays = (request.records.getValue("arrays") as ArrayRecord).arrays
+        val metrics = MetricRecord(mapOf("num-examples" to 1L, "seen" to seen))
+        return Answer(mapOf("arrays" to ArrayRecord(added(arrays)), "metrics" to metrics))
+    }
+
+    override fun train(adapter: Adapter, settings: TrainSettings, shouldStop: () -> Boolean): Trained =
+        Trained(added(adapter), Measured(9, 0.5, 0.25), 0.75, 1.5, 2.0)
+
+    override fun evaluate(adapter: Adapter): Measured = Measured(4, 0.5, adapter.values.first().floats().first().toDouble())
+
+    private fun added(adapter: Adapter): Adapter = adapter.mapValues { (_, array) ->
+        NpyArray.of(array.shape, array.floats().map { it + amount }.toFloatArray())
+    }
 }

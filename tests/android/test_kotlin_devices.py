@@ -24,7 +24,6 @@ from rootlet_runtime.signing import public_key_hex
 from rootlet_server import ServeConfig, serve
 
 pytestmark = [
-    pytest.mark.android,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern"),  # flwr's, building an app
 ]
@@ -40,19 +39,17 @@ class KotlinDevice:
         self.folder, self.examples = folder, len(x)
         folder.mkdir()
         key = ec.generate_private_key(ec.SECP256R1())
-        der = serialization.Encoding.DER
-        private = key.private_bytes(
-            der, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        private = key.private_bytes(pem, form, serialization.NoEncryption())
+        (folder / "node.key").write_bytes(private)
+        (folder / "node.key").chmod(0o600)
         public = serialization.PublicFormat.SubjectPublicKeyInfo
-        (folder / "private.der").write_bytes(private)
-        (folder / "public.der").write_bytes(key.public_key().public_bytes(der, public))
-        self.public_pem = key.public_key().public_bytes(serialization.Encoding.PEM, public)
+        self.public_pem = key.public_key().public_bytes(pem, public)
         save_file({"x": x, "y": y.astype(np.float32)}, folder / "examples.safetensors")
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, address: str, certificate: str, bundle: Path, publisher: str) -> None:
-        command = [sys.executable, BUILD, "run", "org.rootlet.fleet.FleetDeviceKt"]
+        command = [sys.executable, BUILD, "run", "org.rootlet.fleet.TrainingDeviceKt"]
         self.process = subprocess.Popen(
             [*command, address, certificate, bundle, publisher, self.folder],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

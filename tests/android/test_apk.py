@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.android
-
 DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "build"))
 import apk  # noqa: E402
