@@ -65,6 +65,7 @@ def compile_kotlin(
         BuildError: The compiler refuses.
     """
     tools = fetched(KOTLIN)
+    shutil.rmtree(target, ignore_errors=True)  # else classes outlive their sources
     own = ":".join(str(path) for path in sorted(tools.glob("*.jar")))
     command: list[str | Path] = ["java", "-Xmx1g", "-cp", own]
     command += [
@@ -165,6 +166,7 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
         raise BuildError(f"no test class of {list(only)}; there are {[p.stem for p in named]}")
     before, engine = engine_options(out)
     options = [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.reference={reference(out)}"]
+    options.append(f"-Drootlet.python={python()}")
     command = java_command(classpath, "org.junit.runner.JUnitCore", *engine, *options)
     if subprocess.run([*before, *command, *chosen], check=False).returncode:
         raise BuildError("a test of the library failed")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.numpy import load_file, save_file
 
+from rootlet import ledger
 from rootlet.data import ArrayData
 from rootlet.fleet.connection import FleetConnection
 from rootlet.fleet.keys import NodeKey
@@ -150,6 +151,12 @@ def test_two_kotlin_and_two_python_devices_average_over_tls(mlp_bundle, bundle, 
     assert result.evaluated.devices == KOTLIN + PYTHON
     gain = result.evaluated.means["accuracy_received"]
     assert gain > result.rounds[0].means["accuracy_received"] + 0.2  # 0.29 was seen
+
+    for device in kotlin:
+        ledger.verify(device.folder / "ledger")
+        entries = ledger.read(device.folder / "ledger")
+        assert [entry.kind for entry in entries] == ["update"] * ROUNDS + ["metrics"]
+        assert set(entries[0].fields["tensors"]) == set(bundle.initial_adapter())
 
     devices = [*kotlin, *noted]
     with Bundle.load(

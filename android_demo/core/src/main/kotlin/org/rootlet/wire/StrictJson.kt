@@ -21,9 +21,10 @@ object StrictJson {
     /**
      * Parses UTF-8.
      *
+     * @param keepNumbers gives a number that is not whole as it stands there, as a [RawNumber].
      * @throws StrictJsonError not JSON, or refused.
      */
-    fun parse(raw: ByteArray): Any? {
+    fun parse(raw: ByteArray, keepNumbers: Boolean = false): Any? {
         val text = try {
             Charsets.UTF_8.newDecoder()
                 .onMalformedInput(CodingErrorAction.REPORT)
@@ -32,12 +33,15 @@ object StrictJson {
         } catch (error: CharacterCodingException) {
             throw StrictJsonError("not UTF-8: ${error.message}")
         }
-        return Parser(text).whole()
+        return Parser(text, keepNumbers).whole()
     }
 
     /** Parses UTF-8 whose top level is an object. */
-    fun parseObject(raw: ByteArray): JsonObject = JsonObject.of(parse(raw), "")
+    fun parseObject(raw: ByteArray, keepNumbers: Boolean = false): JsonObject = JsonObject.of(parse(raw, keepNumbers), "")
 }
+
+/** A number that is not whole, as it was written. */
+class RawNumber(val text: String)
 
 /** An object whose fields are taken one by one; what is left over is unknown, and refused. */
 class JsonObject private constructor(private val fields: Map<String, Any?>, private val path: String) {
@@ -128,7 +132,7 @@ class JsonObject private constructor(private val fields: Map<String, Any?>, priv
     }
 }
 
-private class Parser(private val text: String) {
+private class Parser(private val text: String, private val keepNumbers: Boolean) {
     private var position = 0
 
     fun whole(): Any? {
@@ -230,7 +234,9 @@ private class Parser(private val text: String) {
         if (digits.all { it == '-' || it.isDigit() }) {
             return digits.toLongOrNull() ?: if (digits.length > 4300) fail("a number of ${digits.length} digits") else BigInteger(digits)
         }
-        return digits.toDouble().also { if (!it.isFinite()) fail("the number ${digits.take(40)} is too large") }
+        val value = digits.toDouble()
+        if (!value.isFinite()) fail("the number ${digits.take(40)} is too large")
+        return if (keepNumbers) RawNumber(digits) else value
     }
 
     private fun <T> word(word: String, value: T): T {

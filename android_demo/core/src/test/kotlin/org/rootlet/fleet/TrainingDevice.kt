@@ -5,6 +5,8 @@ import java.nio.ByteBuffer
 import kotlin.concurrent.thread
 import org.rootlet.bundle.Bundle
 import org.rootlet.bundle.PublicKey
+import org.rootlet.device.Ledger
+import org.rootlet.device.Ledgered
 import org.rootlet.training.Examples
 import org.rootlet.training.Trainer
 import org.rootlet.wire.FloatTensor
@@ -13,7 +15,8 @@ import org.rootlet.wire.SafeTensors
 /**
  * A device in a process of its own, for `tests/integration/test_kotlin_devices.py`:
  * `ADDRESS CA.pem BUNDLE PUBLISHER_HEX FOLDER`. FOLDER holds `node.key` and
- * `examples.safetensors`; each answered `train` leaves `received-N.safetensors` and `trained-N.safetensors` there.
+ * `examples.safetensors`; each answered `train` leaves `received-N.safetensors` and `trained-N.safetensors` there, and
+ * each answer a line in its ledger.
  * It leaves when its standard input ends.
  */
 fun main(arguments: Array<String>) {
@@ -33,7 +36,9 @@ fun main(arguments: Array<String>) {
                 stop.set()
             }
             val participant = Participant(work, onFailure = { it.printStackTrace() })
-            FleetSession(connection, participant, Mailbox(), lingerS = 10.0, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
+            val manifest = bundle.manifest
+            val ledgered = Ledgered(participant, Ledger(File(folder, "ledger")), address, "${manifest.name} ${manifest.version}")
+            FleetSession(connection, ledgered, Mailbox(), lingerS = 10.0, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
         }
     }
     println("left")
