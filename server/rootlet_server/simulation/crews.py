@@ -6,6 +6,7 @@ any size passes through bounded memory and sums are made in one order whoever ma
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 AHEAD = 2  # tasks that wait for each worker beside the one that it does
+CONNECT_ATTEMPTS = 5
 _RAY, _RAY_LOCAL = "ray://", "ray://local"
 _worker: Worker | None = None
 
@@ -124,7 +126,7 @@ class RayCrew:
         self._started = not ray.is_initialized()
         try:
             if self._started:
-                ray.init(address=address, log_to_driver=False, logging_level="error")
+                _connect(ray, address)
             self.size = size or max(1, int(ray.cluster_resources().get("CPU", 1)))
             packed = ray.put(_packed(job))
             actor = ray.remote(num_cpus=1)(_RayWorker)
@@ -169,6 +171,18 @@ class RayCrew:
             self._ray.kill(actor)
         if self._started:
             self._ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connects, again where the cluster answers and gives up.
+
+    It forks a server for each client, and gRPC's handlers of a fork end some before they start.
+    """
+    for _ in range(CONNECT_ATTEMPTS - 1):
+        with contextlib.suppress(ConnectionAbortedError):
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+            return
+    ray.init(address=address, log_to_driver=False, logging_level="error")
 
 
 def hire(job: Job, workers: int | str) -> Crew:
