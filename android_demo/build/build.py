@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from apk import build_apk
-from fetch import BuildError, cache_folder
-from jvm import classpath_of_tests, engine_options, java_command, run_tests
+from fetch import BuildError
+from jvm import OUT, classpath_of_tests, engine_options, java_command, run_tests
 
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=cache_folder() / "out", help="for what is made")
+    parser.add_argument("--out", type=Path, default=OUT, help="for what is made")
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser("test", help="run the library's tests on this machine's JVM")
     test.add_argument("only", nargs="*", help="test classes; all if none is named")

@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetch import KOTLIN, ONNXRUNTIME, BuildError, debian_jar, fetched
+from fetch import KOTLIN, ONNXRUNTIME, BuildError, cache_folder, debian_jar, fetched
 
 DEMO = Path(__file__).resolve().parents[1]
 REPOSITORY = DEMO.parent
 BIONIC = Path(__file__).with_name("bionic")
 TESTS = DEMO / "core/src/test/kotlin"
+OUT = cache_folder() / "out"
 JVM_TARGET = "1.8"
 """Against the API of JDK 8: Android 8 lacks later ones, `ByteBuffer.position`'s type among them."""
 
@@ -140,8 +141,8 @@ def java_command(classpath: Sequence[Path], main: str, *options: str) -> list[st
 
 
 def engine_options(out: Path) -> tuple[list[str], list[str]]:
-    """What goes before `java` and after it, for ONNX Runtime's native libraries to be found."""
-    native = native_folder(out)
+    """What goes before `java` and after it, for what `native_folder` made to be found."""
+    native = out / "native"
     return ["env", f"LD_LIBRARY_PATH={native}"], [f"-Donnxruntime.native.path={native}"]
 
 
@@ -164,6 +165,7 @@ def run_tests(out: Path, only: Sequence[str] = ()) -> None:
     ]
     if not chosen:
         raise BuildError(f"no test class of {list(only)}; there are {[p.stem for p in named]}")
+    native_folder(out)
     before, engine = engine_options(out)
     options = [f"-Drootlet.repository={REPOSITORY}", f"-Drootlet.reference={reference(out)}"]
     options.append(f"-Drootlet.python={python()}")

@@ -31,9 +31,9 @@ def make_certificates():
 
 
 @pytest.fixture(scope="session")
-def java_command(tmp_path_factory):
-    """The command that runs a main class of the Kotlin library's tests, compiled once."""
+def java_command():
+    """The command that runs a main class of the Kotlin tests, which `.ci/android` built."""
     sys.path.insert(0, str(BUILD))
     jvm = _loaded("jvm", BUILD / "jvm.py")
-    classpath = jvm.compile_tests(tmp_path_factory.mktemp("kotlin"))
+    classpath = jvm.classpath_of_tests(jvm.OUT)
     return lambda main: jvm.java_command(classpath, main)
