@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,33 @@ def _max_pool_backward(
     """Scatter each window's gradient to the position that was its maximum."""
     flat = torch.zeros_like(x).flatten(-2)
     return flat.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+
+
+def _unfold_backward(grad: Tensor, sizes: list[int], dim: int, size: int, step: int) -> Tensor:
+    """Add every window's gradient where the window lay: ``dx[step t + k] += grad[t, k]``.
+
+    ``step`` neighbouring offsets of all windows fill a stretch of ``dx`` without gap or overlap, so
+    that there is one addition for each ``step`` offsets and nothing is scattered (torch's own
+    decomposition scatters by int32, which ONNX does not have).
+
+    Args:
+        grad: [..., T, ..., size], T windows at ``dim``.
+        sizes: of the input of ``unfold``.
+        dim: along which windows were taken.
+        size: entries of a window.
+        step: from one window's start to the next one's.
+    """
+    dim %= len(sizes)
+    stretches = []
+    for first in range(0, size, step):
+        part = grad[..., first : first + step]
+        missing = step - part.shape[-1]
+        part = aten.constant_pad_nd(part, [0, missing]) if missing else part
+        part = part.movedim(-1, dim + 1).flatten(dim, dim + 1)
+        after = int(sizes[dim]) - first - part.shape[dim]
+        edges = [0, 0] * (len(sizes) - 1 - dim) + [first, after]
+        stretches.append(aten.constant_pad_nd(part, edges))
+    return functools.reduce(torch.add, stretches)
 
 
 def unlike(sizes: Iterable[int]) -> int:
@@ -122,7 +150,6 @@ def export_decompositions() -> dict[Any, Callable[..., Any]]:
             aten.log_sigmoid_backward, aten.native_layer_norm_backward,
             aten.native_group_norm_backward, aten._softmax_backward_data,
             aten._log_softmax_backward_data, aten.select_backward, aten.slice_backward,
-             aten.unfold_backward,
         ]
     )  # fmt: skip
     return {
@@ -130,4 +157,5 @@ def export_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
         aten.avg_pool2d_backward.default: _avg_pool_backward,
+        aten.unfold_backward.default: _unfold_backward,
     }

@@ -234,6 +234,19 @@ class Folded(nn.Module):
         return self.head(F.relu(self.frame(frames)).view(n, t, -1).mean(1))
 
 
+class Framed(nn.Module):
+    """Overlapping frames of a signal by ``unfold``, whose last sample none of them holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5 * 3, 8), nn.Linear(5 * 8, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.unfold(1, 5, 1).flatten(2)))
+        return self.head(F.relu(self.second(x.unfold(1, 5, 2).flatten(2))).mean(1))
+
+
 def floats(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(24, *shape)
 
@@ -259,6 +272,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "shared": (Shared, floats(12)),
     "folded": (Folded, floats(3, 2, 4, 4)),
+    "framed": (Framed, floats(16, 3)),
 }
 
 

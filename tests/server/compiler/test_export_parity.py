@@ -76,7 +76,7 @@ def test_dfa_float32_sgd(lab, name):
     assert_parity(lab, name)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vit_gpt"])
+@pytest.mark.parametrize("name", ["mlp", "vit_gpt", "framed"])
 def test_backprop_int8_sgd(lab, name):
     assert_parity(lab, name, rule="backprop", base_dtype="int8")
 
