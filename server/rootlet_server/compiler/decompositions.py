@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,7 @@ def _unfold_backward(grad: Tensor, sizes: list[int], dim: int, size: int, step: 
         step: from one window's start to the next one's.
     """
     dim %= len(sizes)
-    stretches = []
+    stretches: list[Tensor] = []
     for first in range(0, size, step):
         part = grad[..., first : first + step]
         missing = step - part.shape[-1]
@@ -85,7 +84,7 @@ def _unfold_backward(grad: Tensor, sizes: list[int], dim: int, size: int, step: 
         after = int(sizes[dim]) - first - part.shape[dim]
         edges = [0, 0] * (len(sizes) - 1 - dim) + [first, after]
         stretches.append(aten.constant_pad_nd(part, edges))
-    return functools.reduce(torch.add, stretches)
+    return sum(stretches[1:], start=stretches[0])
 
 
 def unlike(sizes: Iterable[int]) -> int:
