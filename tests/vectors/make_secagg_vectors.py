@@ -13,6 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from rootlet.epsilon import epsilon_at_most
 from rootlet.secagg import keys, shamir
 from rootlet.secagg.graph import degree_for, neighbours, threshold_for
 from rootlet.secagg.masks import STREAMS, add_masks, keystream
@@ -20,6 +21,9 @@ from rootlet.secagg.plan import NoisePlan, SecurePlan
 from rootlet.secagg.quantise import quantise
 from rootlet.secagg.roster import Advertisement, Roster, live_statement, to_bitmap
 from rootlet.secagg.rotation import rotate
+from rootlet.secagg.update import clipped
+from rootlet_runtime.noise import discrete_gaussian
+from rootlet_runtime.private_report import PrivacySpent
 
 PATH = Path(__file__).with_name("secagg.json")
 
@@ -148,6 +152,54 @@ def number_vectors():
     }
 
 
+def noise_vectors():
+    """Draws from a generator that gives piece after piece of one keystream."""
+    found = []
+    for scale_bits in (2, 6, 24):
+        stream = iter(keystream(seed("noise"), 2**20))
+        draws = discrete_gaussian(
+            50,
+            lambda n, stream=stream: bytes(next(stream) for _ in range(n)),
+            scale_bits=scale_bits,
+        )
+        found.append(
+            {"scale_bits": scale_bits, "key": seed("noise").hex(), "draws": draws.tolist()}
+        )
+    return found
+
+
+def privacy_vectors():
+    noise = plans()[1].noise
+    values = np.array([3.0, -4.0, 0.25], np.float32)
+    cases = [
+        [("device", 1, 1.0, 2.0)],
+        [("device", 1, 1.0, 3.75)] * 12,
+        [("example", 500, 0.01, 1.1), ("example", 1, 1.0, 5.0)],
+    ]
+    return {
+        "longest": noise.longest(1000),
+        "noise_multiplier": noise.noise_multiplier(1000),
+        "update": values.tolist(),
+        "clipped_to_2": clipped(values, 2.0).tolist(),
+        "epsilon": [
+            {
+                "spent": [list(each) for each in case],
+                "delta": 1e-5,
+                "at_most": epsilon_at_most(
+                    [
+                        PrivacySpent(
+                            unit=unit, steps=n, sample_rate=q, noise_multiplier=z, max_grad_norm=1.0
+                        )
+                        for unit, n, q, z in case
+                    ],
+                    1e-5,
+                ),
+            }
+            for case in cases
+        ],
+    }
+
+
 def vectors():
     """All of them."""
     return {
@@ -158,6 +210,8 @@ def vectors():
         "plans": plan_vectors(),
         "roster": roster_vectors(),
         "numbers": number_vectors(),
+        "noise": noise_vectors(),
+        "privacy": privacy_vectors(),
     }
 
 

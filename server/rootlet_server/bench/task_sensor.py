@@ -133,7 +133,7 @@ TASKS = (
         batch_size=16,
         epochs=(12,),
         rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        seeds=3,
+        seeds=5,
         stacked=False,
         origin="smartwatch recordings of shoulder exercises by ten people (Burns et al. 2018) in "
         "seglearn (BSD-3-Clause)",

@@ -10,6 +10,7 @@ import java.util.Date
 import java.util.Locale
 import java.util.TimeZone
 import org.rootlet.RootletException
+import org.rootlet.wire.CanonicalJson
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
 

@@ -1,5 +1,7 @@
 package org.rootlet.fleet
 
+import org.rootlet.privacy.PrivacySpent
+
 /**
  * A message that the server announced to this node: its metadata and the tree of its objects.
  */
@@ -78,8 +80,9 @@ class FleetRequest(
  *
  * @property error what went wrong, for the server's log; empty for nothing.
  * @property code Flower's or rootlet's error code; 0 where there is no error.
+ * @property spent what the answer spends of the device's privacy; null for nothing that is bounded.
  */
-class Answer(val records: Records, val error: String = "", val code: Long = 0)
+class Answer(val records: Records, val error: String = "", val code: Long = 0, val spent: PrivacySpent? = null)
 
 /** A reply in objects: Flower's Message without content, its tree, and the objects' bytes by id. */
 class SealedReply(val message: FleetMessage, val tree: ObjectTree, val contents: Map<String, ByteArray>) {

@@ -51,7 +51,7 @@ class NodeKeyError(message: String, cause: Throwable? = null) : RootletException
 class RecordError(message: String) : RootletException(message)
 
 /** A well-formed request that this device does not accept. */
-class RequestRefusedError(message: String) : RootletException(message)
+open class RequestRefusedError(message: String) : RootletException(message)
 
 /** A configuration value outside its bounds. */
 class ConfigError(message: String, cause: Throwable? = null) : RootletException(message, cause)

@@ -10,6 +10,7 @@ import org.junit.Test
 import org.rootlet.fleet.Answer
 import org.rootlet.fleet.FleetRequest
 import org.rootlet.fleet.MetricRecord
+import org.rootlet.wire.CanonicalJson
 
 class LedgerTest {
     private val folder: File = Files.createTempDirectory("rootlet-ledger").toFile()

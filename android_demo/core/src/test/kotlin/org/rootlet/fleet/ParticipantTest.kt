@@ -7,6 +7,10 @@ import org.junit.Test
 import org.rootlet.AdapterError
 import org.rootlet.DivergedError
 import org.rootlet.NonFiniteLossError
+import org.rootlet.privacy.PrivacyAccount
+import org.rootlet.privacy.PrivacyPolicy
+import org.rootlet.privacy.PrivacySpent
+import org.rootlet.secagg.SecureUpdate
 
 class ParticipantTest {
     private val plain = Vectors.values(Vectors.map("plain"))
@@ -52,10 +56,14 @@ class ParticipantTest {
     @Test
     fun roundsBeyondPlainAveragingAreRefused() {
         val empty = ConfigRecord(emptyMap())
+        val upload = ConfigRecord(
+            mapOf("protocol" to 1L, "stage" to "upload", "round_id" to "ab".repeat(16), "places" to listOf<Long>(), "shares" to listOf<ByteArray>()),
+        )
+        val example = ConfigRecord(mapOf("unit" to "example", "max_norm" to 1.0, "noise_multiplier" to 1.0, "sample_rate" to 0.1))
         val cases = mapOf(
-            request(plain, "train", "secure" to empty) to "not enrolled",
+            request(plain, "train", "secure" to upload) to "not enrolled",
             request(plain, "query", "secure" to empty) to "not enrolled",
-            request(plain, "train", "privacy" to empty) to "private round",
+            request(plain, "train", "privacy" to example) to "privacy by example",
             request(plain, "train", "feedback" to empty) to "refreshed feedback",
             request(plain, "train", "control" to ArrayRecord(Vectors.adapter())) to "control variates",
             request(plain + ("compression" to "int8")) to "compressed updates",
@@ -67,6 +75,25 @@ class ParticipantTest {
             assertEquals(ERROR_REFUSED, answer.code)
             assertTrue(answer.error, words in answer.error)
         }
+    }
+
+    @Test
+    fun privacyByDeviceClipsTheWholeUpdateAndTellsNothingElse() {
+        val terms = ConfigRecord(mapOf("unit" to "device", "max_norm" to 0.5, "noise_multiplier" to 2.0, "sample_rate" to 1.0))
+        val account = PrivacyAccount(PrivacyPolicy(maxEpsilon = 3.0))
+        val participant = Participant(Adder(1f), account = account)
+        val answer = participant.answer(request(plain, "train", "privacy" to terms)) { false }!!
+        assertEquals("" to setOf("arrays", "metrics"), answer.error to answer.records.keys)
+        assertEquals(setOf("bytes_up"), (answer.records.getValue("metrics") as MetricRecord).values.keys)
+        val step = SecureUpdate.difference((answer.records.getValue("arrays") as ArrayRecord).arrays, Vectors.adapter())
+        assertEquals(0.5, Math.sqrt(step.sumOf { it.toDouble() * it }), 1e-6)
+        assertEquals(PrivacySpent.ofDevice(0.5, 2.0), answer.spent)
+        account.charged(answer.spent!!)
+        val again = participant.answer(request(plain, "train", "privacy" to terms)) { false }!!
+        assertEquals(ERROR_REFUSED, again.code)
+        assertTrue(again.error, "above its 3.0: its budget is spent" in again.error)
+        val malformed = ConfigRecord(terms.values + ("max_norm" to 0.0))
+        assertEquals(ERROR_MALFORMED, participant.answer(request(plain, "train", "privacy" to malformed)) { false }!!.code)
     }
 
     @Test

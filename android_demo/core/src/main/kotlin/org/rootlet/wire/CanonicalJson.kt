@@ -1,6 +1,4 @@
-package org.rootlet.device
-
-import org.rootlet.wire.RawNumber
+package org.rootlet.wire
 
 /**
  * JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it, to the byte: what a ledger's hashes are over.
@@ -13,6 +11,16 @@ internal object CanonicalJson {
 
     /** With the keys in their order, and Python's spaces. */
     fun line(fields: Map<String, Any?>): String = written(fields, sorted = false, ", ", ": ")
+
+    /** With sorted keys, an indent of 1 and a final newline: `rootlet_runtime.strict_json.dumps`. */
+    fun document(fields: Map<String, Any?>): ByteArray = (indented(fields, "\n") + "\n").toByteArray()
+
+    private fun indented(value: Any?, newline: String): String {
+        if (value !is Map<*, *>) return written(value, sorted = true, ",", ":")
+        val inner = "$newline "
+        return value.keys.map { it as String }.sortedWith(BY_CODE_POINT)
+            .joinToString(",$inner", "{$inner", "$newline}") { quoted(it) + ": " + indented(value[it], inner) }
+    }
 
     private fun written(value: Any?, sorted: Boolean, comma: String, colon: String): String = when (value) {
         null -> "null"
