@@ -7,15 +7,20 @@ import org.rootlet.bundle.Bundle
 import org.rootlet.bundle.PublicKey
 import org.rootlet.device.Ledger
 import org.rootlet.device.Ledgered
+import org.rootlet.privacy.PrivacyAccount
+import org.rootlet.secagg.EnrolmentFolder
+import org.rootlet.secagg.SecureParticipation
+import org.rootlet.secagg.SecurePolicy
+import org.rootlet.secagg.UsedRounds
 import org.rootlet.training.Examples
 import org.rootlet.training.Trainer
 import org.rootlet.wire.FloatTensor
 import org.rootlet.wire.SafeTensors
 
 /**
- * A device in a process of its own, for `tests/integration/test_kotlin_devices.py`:
- * `ADDRESS CA.pem BUNDLE PUBLISHER_HEX FOLDER`. FOLDER holds `node.key` and
- * `examples.safetensors`; each answered `train` leaves `received-N.safetensors` and `trained-N.safetensors` there, and
+ * A device in a process of its own, for `tests/android/test_kotlin_devices.py`:
+ * `ADDRESS CA.pem BUNDLE PUBLISHER_HEX FOLDER`. FOLDER holds `node.key`,
+ * `examples.safetensors` and, for secure rounds of four devices or more, the device's enrolment; each answered `train` leaves `received-N.safetensors` and `trained-N.safetensors` there, and
  * each answer a line in its ledger.
  * It leaves when its standard input ends.
  */
@@ -35,9 +40,15 @@ fun main(arguments: Array<String>) {
                 System.`in`.readBytes()
                 stop.set()
             }
-            val participant = Participant(work, onFailure = { it.printStackTrace() })
             val manifest = bundle.manifest
-            val ledgered = Ledgered(participant, Ledger(File(folder, "ledger")), address, "${manifest.name} ${manifest.version}")
+            val values = trainer.adapter().values.sumOf { it.values.size.toLong() }
+            val secure = EnrolmentFolder(File(folder, "enrolment")).load()?.let {
+                SecureParticipation(it, SecurePolicy(minLive = 4), bundle.manifestSha256, values, UsedRounds(File(folder, "rounds")))
+            }
+            val ledger = Ledger(File(folder, "ledger"))
+            val account = PrivacyAccount(ledger = Ledger.read(File(folder, "ledger")).map { it.fields })
+            val participant = Participant(work, secure = secure, account = account, onFailure = { it.printStackTrace() })
+            val ledgered = Ledgered(participant, ledger, address, "${manifest.name} ${manifest.version}", account)
             FleetSession(connection, ledgered, Mailbox(), lingerS = 10.0, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
         }
     }
