@@ -164,7 +164,7 @@ class Fleet:
                 sleep=self.stop.wait,
             )
             self.python.append(device)
-            run = FleetSession(connection, device).run
+            run = FleetSession(connection, device, linger_s=1.0).run  # the server has ended by then
             self.threads.append(threading.Thread(target=run, args=(self.stop,), daemon=True))
             self.threads[-1].start()
 

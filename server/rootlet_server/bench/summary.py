@@ -20,7 +20,7 @@ from rootlet_server.bench.arms import ARMS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CONTROL, FLOOR, RIVAL, DEFAULT = "bp", "head", "bp-lora", "dfa-blocks-3"
+CONTROL, FLOOR, RIVAL, BLOCKS = "bp", "head", "bp-lora", "dfa-blocks-3"
 TIE = 2.0
 SMALLEST_SE = 1e-6
 # Cheaper first: what a tie is broken by. Backprop reads every frozen weight twice.

@@ -22,7 +22,7 @@ BLOCKS = {"rule": "dfa", "feedback": "calibrated_features", "block_size": 3}
 BY_ARCHITECTURE: dict[Architecture, dict[str, Any]] = {
     "dense": BLOCKS,
     "convolution": BLOCKS,
-    "attention": BLOCKS,
+    "attention": {"rule": "dfa"},
 }
 
 

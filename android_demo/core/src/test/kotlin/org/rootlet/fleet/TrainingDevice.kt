@@ -49,7 +49,7 @@ fun main(arguments: Array<String>) {
             val account = PrivacyAccount(ledger = Ledger.read(File(folder, "ledger")).map { it.fields })
             val participant = Participant(work, secure = secure, account = account, onFailure = { it.printStackTrace() })
             val ledgered = Ledgered(participant, ledger, address, "${manifest.name} ${manifest.version}", account)
-            FleetSession(connection, ledgered, Mailbox(), lingerS = 10.0, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
+            FleetSession(connection, ledgered, Mailbox(), lingerS = 1.0, onEvent = { println("${it.kind} ${it.detail}") }).run(stop)
         }
     }
     println("left")
