@@ -7,6 +7,7 @@ reach; of ONNX Runtime, all but its telemetry.
 import re
 import secrets
 import shutil
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ MIN_SDK, TARGET_SDK = 26, 34
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 TELEMETRY = re.compile(r"ai/onnxruntime/(telemetry/.*|TelemetryInitializer.*)\.class")
 PLATFORM = ("java/", "javax/", "android/", "dalvik/")
+PAGE = 16 * 1024  # of the largest memory pages that Android has
+ALIGNMENT_FIELD = 0xD935  # the extra field by which zipalign and apksigner know an alignment
 
 
 def build_apk(out: Path, bundle: Path, publisher: Path, app: Path = APP) -> Path:
@@ -47,7 +50,8 @@ def build_apk(out: Path, bundle: Path, publisher: Path, app: Path = APP) -> Path
     dex(packed, work)
     unaligned, aligned = work / "unaligned.apk", work / "aligned.apk"
     pack(resources, work, {"digits.rootlet": bundle, "publisher.hex": publisher}, unaligned)
-    run(["zipalign", "-p", "-f", "4", unaligned, aligned], "zipalign")
+    run(["zipalign", "-f", "4", unaligned, aligned], "zipalign")
+    add_libraries(aligned)
     apk = work / "rootlet-demo.apk"
     sign(aligned, apk, work)
     print(verify(apk), flush=True)
@@ -178,20 +182,66 @@ def dex(classes: Mapping[str, bytes], work: Path) -> None:
 
 
 def pack(resources: Path, work: Path, assets: Mapping[str, Path], target: Path) -> None:
-    """Adds code, assets and native libraries; these are stored, to be mapped as they lie."""
+    """Adds code and assets."""
     shutil.copyfile(resources, target)
-    with (
-        zipfile.ZipFile(target, "a") as apk,
-        zipfile.ZipFile(fetched(ONNXRUNTIME) / "onnxruntime.aar") as aar,
-    ):
+    with zipfile.ZipFile(target, "a") as apk:
         for path in sorted((work / "dex").glob("*.dex")):
             apk.write(path, path.name, zipfile.ZIP_DEFLATED)
         for name, path in assets.items():
             apk.write(path, f"assets/{name}", zipfile.ZIP_DEFLATED)
+
+
+def add_libraries(target: Path) -> None:
+    """Adds the native libraries as they are, each from a memory page on, to be mapped in place.
+
+    Debian's zipalign knows pages of 4 KiB only; apksigner keeps the alignment that the extra field
+    names.
+    """
+    with (
+        zipfile.ZipFile(target, "a") as apk,
+        zipfile.ZipFile(fetched(ONNXRUNTIME) / "onnxruntime.aar") as aar,
+    ):
         for abi in ABIS:
             for name in ("libonnxruntime.so", "libonnxruntime4j_jni.so"):
                 content = aar.read(f"jni/{abi}/{name}")
-                apk.writestr(zipfile.ZipInfo(f"lib/{abi}/{name}"), content, zipfile.ZIP_STORED)
+                check_segments(f"{abi}/{name}", content)
+                info = zipfile.ZipInfo(f"lib/{abi}/{name}")
+                start = apk.start_dir + 30 + len(info.filename) + 6
+                padding = -start % PAGE
+                info.extra = struct.pack("<HHH", ALIGNMENT_FIELD, 2 + padding, PAGE)
+                info.extra += bytes(padding)
+                apk.writestr(info, content, zipfile.ZIP_STORED)
+
+
+def check_segments(name: str, content: bytes) -> None:
+    """Refuses a library whose segments a device with large pages could not map (ELF, p_align).
+
+    Raises:
+        BuildError: Names the library and its alignment.
+    """
+    (offset,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    for at in range(offset, offset + size * count, size):
+        (kind,) = struct.unpack_from("<I", content, at)
+        (alignment,) = struct.unpack_from("<Q", content, at + 48)
+        if kind == 1 and alignment % PAGE:  # PT_LOAD
+            raise BuildError(f"{name}: segments aligned to {alignment}, and pages have {PAGE}")
+
+
+def check_pages(apk: Path) -> None:
+    """Holds every native library to begin with a page, and to be stored.
+
+    Raises:
+        BuildError: Names the one that does not.
+    """
+    with zipfile.ZipFile(apk) as archive, apk.open("rb") as file:
+        for info in archive.infolist():
+            if not info.filename.endswith(".so"):
+                continue
+            file.seek(info.header_offset + 26)
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+            if start % PAGE or info.compress_type != zipfile.ZIP_STORED:
+                raise BuildError(f"{info.filename} lies at {start}, or packed; pages have {PAGE}")
 
 
 def sign(aligned: Path, apk: Path, work: Path) -> None:
@@ -223,6 +273,7 @@ def verify(apk: Path) -> str:
     )
     schemes = re.findall(r"Verified using (v[\d.]+) scheme.*: true", checked)
     run(["zipalign", "-c", "-p", "4", apk], "zipalign -c")
+    check_pages(apk)
     about = run(["aapt2", "dump", "badging", apk], "aapt2 dump badging")
     if f"sdkVersion:'{MIN_SDK}'" not in about or f"targetSdkVersion:'{TARGET_SDK}'" not in about:
         raise BuildError(f"not for API {MIN_SDK} and {TARGET_SDK}:\n{about}")
@@ -240,7 +291,7 @@ def verify(apk: Path) -> str:
         raise BuildError("telemetry classes of ONNX Runtime are in the APK")
     return (
         f"{apk}\n  {apk.stat().st_size / 2**20:.1f} MiB; {', '.join(abis)}; signed by "
-        f"{', '.join(schemes)}; aligned to 4 bytes, libraries to pages; "
+        f"{', '.join(schemes)}; aligned to 4 bytes, libraries to pages of 16 KiB; "
         f"API {MIN_SDK} to {TARGET_SDK}"
     )
 

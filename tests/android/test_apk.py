@@ -1,6 +1,7 @@
 """The demo's APK: what it is, and what fails its build. Run by `.ci/android`, which built it."""
 
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,8 @@ import pytest
 DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "build"))
 import apk  # noqa: E402
+import classfiles  # noqa: E402
+import draw_layout  # noqa: E402
 import fetch  # noqa: E402
 
 OUT = fetch.cache_folder() / "out"
@@ -57,7 +60,9 @@ def test_it_is_what_the_store_would_see(built):
         ["aapt2", "dump", "permissions", built], check=True, capture_output=True, text=True
     ).stdout
     assert re.findall(r"uses-permission: name='([^']+)'", permissions) == [
-        "android.permission.ACCESS_NETWORK_STATE"
+        "android.permission.INTERNET",
+        "android.permission.ACCESS_NETWORK_STATE",
+        "android.permission.POST_NOTIFICATIONS",
     ]
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
@@ -126,6 +131,81 @@ def test_a_download_that_is_another_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(fetch.DEBIAN_JARS, "junit4.jar", ("junit4", "0" * 64))
     with pytest.raises(fetch.BuildError, match="0000 is pinned"):
         fetch.debian_jar("junit4.jar")
+
+
+def test_a_library_that_does_not_begin_with_a_page_is_refused(tmp_path):
+    shifted = tmp_path / "shifted.apk"
+    with zipfile.ZipFile(shifted, "w") as archive:
+        archive.writestr("lib/x86_64/libonnxruntime.so", b"\x7fELF")
+    with pytest.raises(fetch.BuildError, match=r"libonnxruntime\.so lies at 58"):
+        apk.check_pages(shifted)
+
+
+def test_a_library_for_small_pages_is_refused():
+    header = bytearray(64 + 56)
+    struct.pack_into("<Q", header, 32, 64)  # where the program headers begin
+    struct.pack_into("<HH", header, 54, 56, 1)
+    struct.pack_into("<I", header, 64, 1)  # PT_LOAD
+    struct.pack_into("<Q", header, 64 + 48, 4096)
+    with pytest.raises(fetch.BuildError, match=r"lib\.so: segments aligned to 4096"):
+        apk.check_segments("lib.so", bytes(header))
+    struct.pack_into("<Q", header, 64 + 48, 16384)
+    apk.check_segments("lib.so", bytes(header))
+
+
+def calls(*names: str) -> set[str]:
+    """Members, as ``Class.name``, that classes of the app call."""
+    folder = OUT / "apk/app/org/rootlet/demo"
+    found = [classfiles.references((folder / f"{name}.class").read_bytes()) for name in names]
+    return {
+        f"{owner.rpartition('/')[2]}.{member.partition('(')[0]}"
+        for each in found
+        for owner, member in each.members
+    }
+
+
+def test_the_job_waits_for_power_rest_and_a_free_network(built):
+    assert calls("TrainJob$Companion") >= {
+        "JobInfo$Builder.setRequiresCharging",
+        "JobInfo$Builder.setRequiresDeviceIdle",
+        "JobInfo$Builder.setRequiresBatteryNotLow",
+        "JobInfo$Builder.setRequiredNetworkType",
+    }
+    assert calls("TrainJob") >= {"StopSignal.set", "Notices.learning", "Federation.run"}
+
+
+def test_the_node_key_lies_in_the_keystore_and_answers_in_the_ledger(built):
+    assert "KeyGenParameterSpec$Builder.<init>" in calls("KeystoreNodeKey")
+    wired = calls("Federation")
+    assert wired >= {
+        "KeystoreNodeKey.<init>",
+        "Ledgered.<init>",
+        "FleetConnection$Companion.open$default",
+    }
+    assert not [each for each in wired if "PemNodeKey" in each]
+
+
+def test_every_control_has_a_name_and_both_themes_all_colours():
+    (column,) = draw_layout.parsed("layout/main.xml")
+    name = {
+        "DrawView": "contentDescription",
+        "EditText": "hint",
+        "Button": "text",
+        "Switch": "text",
+    }
+    for view in column:
+        wanted = name.get(view.tag.rpartition(".")[2])
+        assert wanted is None or view.get(draw_layout.ANDROID + wanted), view.attrib
+    day, night = (
+        {each.get("name") for each in draw_layout.parsed(f"{folder}/colors.xml")}
+        for folder in ("values", "values-night")
+    )
+    assert day == night
+
+
+@pytest.mark.parametrize("night", [False, True])
+def test_the_drawings_are_those_of_the_layout(night):
+    assert draw_layout.path(night=night).read_text() == draw_layout.drawing(night=night)
 
 
 def test_the_library_knows_nothing_of_android():

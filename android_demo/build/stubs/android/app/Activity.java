@@ -6,4 +6,5 @@ public class Activity extends android.content.Context {
     protected void onDestroy() {}
     public void setContentView(int layout) {}
     public <T extends android.view.View> T findViewById(int id) { return null; }
-    public final void runOnUiThread(Runnable action) {} }
+    public final void runOnUiThread(Runnable action) {}
+    public final void requestPermissions(String[] permissions, int code) {} }

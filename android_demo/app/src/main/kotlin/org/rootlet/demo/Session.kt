@@ -4,8 +4,16 @@ import android.content.Context
 import java.io.File
 import java.io.FileOutputStream
 import java.nio.ByteBuffer
+import java.time.Instant
 import org.rootlet.bundle.Bundle
 import org.rootlet.bundle.PublicKey
+import org.rootlet.device.DeviceSettings
+import org.rootlet.device.EnergyEstimate
+import org.rootlet.device.Ledger
+import org.rootlet.device.WhatLeft
+import org.rootlet.fleet.TrainerWork
+import org.rootlet.privacy.PrivacyAccount
+import org.rootlet.privacy.PrivacyPolicy
 import org.rootlet.training.Evaluation
 import org.rootlet.training.Examples
 import org.rootlet.training.Trainer
@@ -13,7 +21,7 @@ import org.rootlet.wire.FloatTensor
 import org.rootlet.wire.SafeTensors
 
 /**
- * What the app does with the library: one bundle, one trainer, the drawings that were taught.
+ * What the app does with the library: one bundle, one trainer, the drawings that were taught, the ledger.
  *
  * Drawings and adapter lie in the app's own storage, which Android encrypts and hands to no other app; they are not
  * encrypted a second time. Call from one thread that is not the screen's.
@@ -23,6 +31,7 @@ class Session private constructor(private val folder: File) : AutoCloseable {
     private val trainer: Trainer
     private val drawings = File(folder, "drawings.safetensors")
     private val state = File(folder, "trainer")
+    private val chosen = File(folder, "settings")
     private var x = FloatArray(0)
     private var labels = LongArray(0)
 
@@ -38,8 +47,44 @@ class Session private constructor(private val folder: File) : AutoCloseable {
         }
     }
 
+    /** What left the phone, line by line. */
+    val ledger = Ledger(File(folder, "ledger"))
+
+    /** What private rounds may spend, and have. */
+    val account = PrivacyAccount(PrivacyPolicy(maxEpsilon = MOST_EPSILON), Ledger.read(File(folder, "ledger")).map { it.fields })
+
+    private val energy = EnergyEstimate(bundle.manifest.cost)
+
+    /** What the phone does in a round of a federation. */
+    val work = TrainerWork(trainer, { examples() }, perExampleJ = energy.training(1, 1))
+
+    /** What the owner chose. */
+    var settings: DeviceSettings = DeviceSettings.load(chosen)
+        set(value) {
+            value.save(chosen)
+            field = value
+        }
+
+    /** Joules that the app's own trainings since it was opened are estimated to have taken. */
+    var estimatedJ = 0.0
+        private set
+
+    /** The last failure in the background; empty for none. */
+    var trouble = ""
+        private set
+
     /** How many drawings were taught. */
     val taught: Int get() = labels.size
+
+    /** How many of each digit, those that were taught at all. */
+    fun known(): String = (0L..9L).map { digit -> digit to labels.count { it == digit } }.filter { it.second > 0 }
+        .joinToString { (digit, count) -> "$digit: $count" }
+
+    /** What left the phone, in words. */
+    fun left(): String = WhatLeft(Ledger.read(File(folder, "ledger"))).summary(account.epsilon("device"), account.policy.delta)
+
+    /** Rounds of this day, UTC. */
+    fun roundsToday(): Int = WhatLeft(Ledger.read(File(folder, "ledger"))).updatesOn(Instant.now().toString().take(10))
 
     /** The probabilities of the digits. */
     fun predict(drawing: FloatArray): FloatArray = trainer.predict(drawing, 1)[0]
@@ -67,15 +112,27 @@ class Session private constructor(private val folder: File) : AutoCloseable {
         if (labels.isEmpty()) return true
         val settings = trainer.suggested(SEED).let { it.copy(batchSize = minOf(it.batchSize, labels.size)) }
         val result = trainer.fit(examples(), settings, File(folder, "fit")) { goOn() }
-        if (!result.stopped) trainer.save(state)
+        estimatedJ += energy.training(result.examples.toLong(), (result.steps - result.resumedFromStep).toLong())
+        if (!result.stopped) keep()
         return !result.stopped
     }
 
-    /** Forgets the drawings and what was learnt. */
+    /** Keeps what the trainer knows now. */
+    fun keep() = trainer.save(state)
+
+    /** Remembers what went wrong in the background, for the screen. */
+    fun note(what: String) {
+        trouble = what
+    }
+
+    /** Forgets the drawings, what was learnt, what was under way, and leaves the federation. The ledger stays. */
     fun erase() {
-        for (file in listOf(drawings, state, File(folder, "fit"))) file.delete()
+        for (file in listOf(drawings, state, File(folder, "fit"), chosen)) file.delete()
+        File(folder, "mailbox").deleteRecursively()
         x = FloatArray(0)
         labels = LongArray(0)
+        trouble = ""
+        settings = DeviceSettings()
         trainer.loadAdapter(bundle.initialAdapter())
     }
 
@@ -90,6 +147,7 @@ class Session private constructor(private val folder: File) : AutoCloseable {
         private const val BUNDLE = "digits.rootlet"
         private const val PUBLISHER = "publisher.hex"
         private const val SEED = 0L
+        private const val MOST_EPSILON = 8.0
         private var only: Session? = null
 
         /** Runs [work] with the app's session, which is opened at the first call; one call at a time. */
