@@ -66,10 +66,16 @@ class KotlinDevice:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def leave(self) -> str:
-        """What it printed."""
+    def end(self) -> None:
+        """Asks it to leave."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.stdin = None
+
+    def said(self) -> str:
+        """What it printed, once it has left."""
         assert self.process is not None
-        return self.process.communicate("", timeout=90)[0]
+        return self.process.communicate(timeout=90)[0]
 
     def kept(self, what: str, number: int) -> dict[str, np.ndarray]:
         return load_file(self.folder / f"{what}-{number}.safetensors")
@@ -189,7 +195,9 @@ class Fleet:
             result = serve(config, self.join)
         finally:
             self.stop.set()
-            said = [device.leave() for device in self.kotlin if device.process is not None]
+            for device in self.kotlin:
+                device.end()
+            said = [device.said() for device in self.kotlin if device.process is not None]
             for thread in self.threads:
                 thread.join(90)
         assert [event.devices for event in result.rounds] == [DEVICES] * config.rounds, said
