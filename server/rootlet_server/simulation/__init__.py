@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rootlet_server.simulation.availability import Always, Diurnal, Recorded
     from rootlet_server.simulation.batching import LocalTraining
+    from rootlet_server.simulation.controls import Scaffold
     from rootlet_server.simulation.fleet import Fleet
     from rootlet_server.simulation.grid import VectorGrid
     from rootlet_server.simulation.latency import Latency
@@ -44,6 +45,7 @@ _MODULES = {
     "Progress": "run",
     "Recorded": "availability",
     "SampledPopulation": "population",
+    "Scaffold": "controls",
     "SecureAggregation": "uploads",
     "Shifted": "partitions",
     "SimulationResult": "result",
@@ -72,6 +74,7 @@ __all__ = [
     "Progress",
     "Recorded",
     "SampledPopulation",
+    "Scaffold",
     "SecureAggregation",
     "Shifted",
     "SimulationResult",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rootlet_server.simulation.batching import LocalTraining
+    from rootlet_server.simulation.controls import ControlTask, StackedControl
     from rootlet_server.simulation.population import Examples
     from rootlet_server.simulation.step import StackedStep
 
@@ -45,6 +46,7 @@ class ChunkResult:
         received, trained: [K], the metric before and after; NaN where it was not measured.
         finite: [K]; False for a client whose loss or adapter left the finite numbers and could not
             be rolled back: a device answers such a round with an error.
+        control: what changed in each one's control variate, [K, ...] by name; None for none.
     """
 
     adapter: dict[str, Tensor]
@@ -56,6 +58,7 @@ class ChunkResult:
     received: npt.NDArray[np.float64]
     trained: npt.NDArray[np.float64]
     finite: npt.NDArray[np.bool_]
+    control: dict[str, Tensor] | None = None
 
 
 @contextmanager
@@ -79,6 +82,7 @@ def train_chunk(
     *,
     state: Mapping[str, Tensor] | None = None,
     steps_before: npt.NDArray[np.int64] | None = None,
+    control: ControlTask | None = None,
 ) -> ChunkResult:
     """Train every client from the same adapter.
 
@@ -91,6 +95,7 @@ def train_chunk(
         state: optimiser state [K, ...] that clients kept from earlier rounds; None starts anew, as
             a device does.
         steps_before: [K], steps that are behind that state.
+        control: SCAFFOLD's correction; None for none.
     """
     with one_thread():
         order = sorted(range(len(clients)), key=lambda k: -training.steps(len(clients[k][0])))
@@ -103,6 +108,7 @@ def train_chunk(
             training,
             None if state is None else {name: value[order] for name, value in state.items()},
             None if steps_before is None else steps_before[order],
+            None if control is None else control.of(np.array(order)).stacked(),
             back,
         )
 
@@ -115,6 +121,7 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
     training: LocalTraining,
     state: dict[str, Tensor] | None,
     steps_before: npt.NDArray[np.int64] | None,
+    control: StackedControl | None,
     back: npt.NDArray[np.int64],
 ) -> ChunkResult:
     sizes = [len(x) for x, _ in clients]
@@ -146,6 +153,8 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
         )  # fmt: skip
         _put(adapter, new, a)
         _put(state, new_state, a)
+        if control is not None:
+            control.pull(adapter, rate)
         told = np.stack([loss.numpy(), metric.numpy()]).astype(np.float64)
         counted = watch.after(s, told, plan.counts[s, :a], rate.numpy(), adapter, state, number)
         report.add(s, told, plan.counts[s, :a] * counted)
@@ -156,6 +165,9 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
     loss_, metric_ = report.means()
     after = measured(step, adapter, x, y, sizes, shared=False)[1] if training.measure else None
     nothing = np.full(count, np.nan)
+    drift = None
+    if control is not None:
+        drift = control.drift(received, adapter, torch.from_numpy(finite & ~watch.rolled_back))
     return ChunkResult(
         adapter={name: value[back] for name, value in adapter.items()},
         state={name: value[back] for name, value in state.items()},
@@ -166,6 +178,7 @@ def _train_sorted(  # noqa: PLR0917 (one caller)
         received=(nothing if before is None else before)[back],
         trained=(nothing if after is None else after)[back],
         finite=finite[back],
+        control=None if drift is None else {name: value[back] for name, value in drift.items()},
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rootlet_server.errors import SimulationConfigError
+from rootlet_server.simulation.controls import PREFIX, ControlTask
 from rootlet_server.simulation.pace import Pace
 from rootlet_server.simulation.replies import bytes_of
 from rootlet_server.simulation.work import ChunkReply, ChunkTask
@@ -43,8 +44,8 @@ class Fleet:
         training: what they do where a request does not say.
         chunk_size: clients trained at once.
         latency, availability, pace: how long they take, when they are there, how rounds end.
-        bank: the optimiser state that clients keep between rounds; None where they start anew,
-            as devices do.
+        bank: what clients keep between rounds, the optimiser's state or SCAFFOLD's control
+            variates; None where they keep nothing, as devices do by default.
         on_chunk: called with the number of clients of each finished chunk.
         bytes_each: of an adapter on the wire.
     """
@@ -78,6 +79,8 @@ class Fleet:
         received: Arrays,
         training: LocalTraining | None,
         upload: Upload,
+        *,
+        control: Arrays | None = None,
     ) -> Iterator[ChunkReply]:
         """The clients' work, chunk by chunk, in the order of the clients.
 
@@ -87,27 +90,41 @@ class Fleet:
             received: the adapter that the server sent.
             training: what to do; None to evaluate.
             upload: how updates leave a chunk.
+            control: SCAFFOLD's mean control variate; None for none.
         """
         parts = np.split(clients, range(self.chunk_size, len(clients), self.chunk_size))
         arrays = {name: np.asarray(value, np.float32) for name, value in received.items()}
-        tasks = (self._task(part, round_, arrays, training, upload) for part in parts if len(part))
+        tasks = (
+            self._task(part, round_, arrays, training, upload, control=control)
+            for part in parts
+            if len(part)
+        )
         for reply in self.crew.map(tasks):
-            if self.bank is not None and reply.state is not None:
-                self._keep(self.bank, reply.columns, reply.state)
+            if self.bank is not None and training is not None:
+                self._keep(self.bank, reply)
             if self.on_chunk is not None:
                 self.on_chunk(len(reply.columns["client"]))
             yield reply
 
-    def _keep(self, bank: ClientBank, columns: Arrays, state: Arrays) -> None:
-        """Notes the state of those whose training came out finite; the others keep theirs."""
+    def _keep(self, bank: ClientBank, reply: ChunkReply) -> None:
+        """Notes what those keep whose training came out finite; the others keep what they had."""
+        columns = reply.columns
         trained = columns["examples"] > 0
         good = columns["finite"][trained].astype(bool)
         own = columns["client"][trained][good].astype(np.int64)
         if not len(own):
             return
-        steps = bank.read(own, [STEPS])[STEPS] + columns["steps"][trained][good]
-        kept = {name: value[good] for name, value in state.items()}
-        bank.stage(own, {**kept, STEPS: steps.astype(np.float32)})
+        kept = bank.read(own, bank.slots)
+        if reply.state is not None and STEPS in kept:
+            kept |= {name: value[good] for name, value in reply.state.items()}
+            kept[STEPS] = (kept[STEPS] + columns["steps"][trained][good]).astype(np.float32)
+        for name, value in (reply.control or {}).items():
+            kept[PREFIX + name] = kept[PREFIX + name] + value[good]
+        bank.stage(own, kept)
+
+    @property
+    def _keeps_controls(self) -> bool:
+        return any(name.startswith(PREFIX) for name in self.bank.slots) if self.bank else False
 
     def examples(self, clients: Clients, training: LocalTraining) -> npt.NDArray[np.int64]:
         """How many examples each client trains on, epochs included."""
@@ -120,13 +137,23 @@ class Fleet:
         received: Arrays,
         training: LocalTraining | None,
         upload: Upload,
+        *,
+        control: Arrays | None,
     ) -> ChunkTask:
-        state, before = None, None
+        state, before, correction = None, None, None
+        if control is not None and not self._keeps_controls:
+            raise SimulationConfigError(
+                "the strategy sends control variates, and these clients keep none: simulate it by "
+                "simulate(strategy=Scaffold(devices=...))"
+            )
         if self.bank is not None and training is not None:
-            names = [spec.name for spec in self.bundle.manifest.optimizer_state]
-            found = self.bank.read(part, [*names, STEPS])
-            before = found.pop(STEPS).astype(np.int64)
-            state = found
+            found = self.bank.read(part, self.bank.slots)
+            if STEPS in found:
+                before = found.pop(STEPS).astype(np.int64)
+                state = {name: v for name, v in found.items() if not name.startswith(PREFIX)}
+            if control is not None:
+                own = {n.removeprefix(PREFIX): v for n, v in found.items() if n.startswith(PREFIX)}
+                correction = ControlTask(control, own)
         return ChunkTask(
             clients=tuple(int(client) for client in part),
             round=round_,
@@ -135,4 +162,5 @@ class Fleet:
             upload=upload,
             state=state,
             steps_before=before,
+            control=correction,
         )

@@ -173,7 +173,9 @@ class VectorGrid(Grid):
         answers: list[Message] = []
         columns: list[Columns] = []
         total: Partial | None = None
-        for chunk in fleet.ask(working, asked.round, asked.received, asked.training, upload):
+        for chunk in fleet.ask(
+            working, asked.round, asked.received, asked.training, upload, control=asked.control
+        ):
             columns.append(chunk.columns)
             if chunk.partial is None:
                 answers += self._each(asked, chunk, by_client, seconds)
@@ -225,21 +227,29 @@ class VectorGrid(Grid):
                 answers.append(self._measured(asked, message, row))
             else:
                 adapter = {name: value[k] for name, value in (chunk.adapters or {}).items()}
-                answers.append(self._trained(asked, message, adapter, row))
+                control = None
+                if chunk.control is not None:
+                    control = {name: value[k] for name, value in chunk.control.items()}
+                answers.append(self._trained(asked, message, adapter, row, control))
         return answers
 
     def _trained(
-        self, asked: Asked, message: Message, adapter: Mapping[str, Any], row: Mapping[str, Any]
+        self,
+        asked: Asked,
+        message: Message,
+        adapter: Mapping[str, Any],
+        row: Mapping[str, Any],
+        control: Mapping[str, Any] | None,
     ) -> Message:
         bundle = self._fleet.bundle
         if asked.native:
             down = self._fleet.bytes_each
-            return replies.native_train_reply(message, bundle, adapter, row, down)
+            return replies.native_train_reply(message, bundle, adapter, row, down, control)
         metrics = {"num-examples": int(row["examples"]), "loss": row["loss"]}
         if asked.training is not None and asked.training.measure:
             name = replies.metric_name(bundle)
             metrics |= {f"{name}_received": row["received"], f"{name}_trained": row["trained"]}
-        return replies.train_reply(message, adapter, metrics)
+        return replies.train_reply(message, adapter, metrics, control)
 
     def _measured(self, asked: Asked, message: Message, row: Mapping[str, Any]) -> Message:
         bundle = self._fleet.bundle

@@ -116,6 +116,12 @@ class StackedWatch:
             self._check(step, rows, finite, adapter, state, number)
         return counted
 
+    @property
+    def rolled_back(self) -> npt.NDArray[np.bool_]:
+        """[K], whether a client went back at least once."""
+        went: npt.NDArray[np.bool_] = self._rollbacks > 0
+        return went
+
     def settle(self, adapter: Stack, state: Stack, number: Tensor) -> None:
         """Give clients that stopped early their last good state, after the last step."""
         rows = np.flatnonzero(self.stopped)

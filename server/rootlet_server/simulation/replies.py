@@ -66,12 +66,14 @@ class Asked:
         round: counted from 1; 0 where nothing says it.
         training: what to do; None to evaluate.
         native: whether the message is rootlet's own, as ``rootlet serve`` sends it.
+        control: SCAFFOLD's mean control variate; None for none.
     """
 
     received: Arrays
     round: int
     training: LocalTraining | None
     native: bool
+    control: Arrays | None = None
 
 
 class Refused(Exception):  # noqa: N818 (an answer, not a failure)
@@ -109,7 +111,8 @@ def read_request(message: Message, bundle: Bundle, defaults: LocalTraining) -> A
     """
     content = message.content
     trains = message.metadata.message_type == protocol.TRAIN
-    configs, arrays = content.config_records, content.array_records
+    configs, arrays = content.config_records, dict(content.array_records)
+    mean = arrays.pop(protocol.CONTROL, None)
     if len(arrays) != 1:
         raise Refused(protocol.ERROR_MALFORMED, f"{len(arrays)} array records; 1 is expected")
     config: dict[str, Any] = {key: v for record in configs.values() for key, v in record.items()}
@@ -117,6 +120,10 @@ def read_request(message: Message, bundle: Bundle, defaults: LocalTraining) -> A
         return _read_native(message, bundle, trains=trains)
     received = {name: array.numpy() for name, array in next(iter(arrays.values())).items()}
     _check_adapter(received, bundle)
+    control = None
+    if mean is not None:
+        control = {name: array.numpy() for name, array in mean.items()}
+        _check_adapter(control, bundle)
     settings = {}
     for key, value in config.items():
         name = key.replace("_", "-")
@@ -138,6 +145,7 @@ def read_request(message: Message, bundle: Bundle, defaults: LocalTraining) -> A
         round=int(config.get(SERVER_ROUND, 0)),
         training=training if trains else None,
         native=False,
+        control=control if trains else None,
     )
 
 
@@ -155,8 +163,9 @@ def _read_native(message: Message, bundle: Bundle, *, trains: bool) -> Asked:
             f"run {bundle.manifest.name} {bundle.manifest.version}",
         )
     _check_adapter(request.adapter, bundle)
-    training = None
+    training, control = None, None
     if isinstance(request, protocol.TrainRequest):
+        control = request.control or None
         bounds = (
             ("epochs", request.epochs, DEFAULT_LIMITS.epochs),
             ("learning_rate", request.learning_rate, DEFAULT_LIMITS.learning_rate),
@@ -174,7 +183,10 @@ def _read_native(message: Message, bundle: Bundle, *, trains: bool) -> Asked:
             learning_rate=request.learning_rate,
             measure=True,
         )
-    return Asked(received=request.adapter, round=request.round, training=training, native=True)
+    return Asked(
+        received=request.adapter, round=request.round, training=training, native=True,
+        control=control,
+    )  # fmt: skip
 
 
 def _check_adapter(received: Arrays, bundle: Bundle) -> None:
@@ -193,11 +205,21 @@ def failure(message: Message, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=message)
 
 
-def train_reply(message: Message, adapter: Arrays, metrics: Mapping[str, float]) -> Message:
-    """A stock client's answer: one array record and one metric record."""
-    arrays = ArrayRecord({name: ViewedArray(value) for name, value in adapter.items()})
-    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(metrics))})
+def train_reply(
+    message: Message,
+    adapter: Arrays,
+    metrics: Mapping[str, float],
+    control: Arrays | None = None,
+) -> Message:
+    """A stock client's answer: one array record and one metric record, and SCAFFOLD's."""
+    content = RecordDict({"arrays": _viewed(adapter), "metrics": MetricRecord(dict(metrics))})
+    if control is not None:
+        content[protocol.CONTROL] = _viewed(control)
     return Message(content, reply_to=message)
+
+
+def _viewed(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: ViewedArray(value) for name, value in arrays.items()})
 
 
 def evaluate_reply(message: Message, metrics: Mapping[str, float]) -> Message:
@@ -205,8 +227,13 @@ def evaluate_reply(message: Message, metrics: Mapping[str, float]) -> Message:
     return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
 
 
-def native_train_reply(
-    message: Message, bundle: Bundle, adapter: Arrays, row: Mapping[str, Any], bytes_down: int
+def native_train_reply(  # noqa: PLR0917 (one caller)
+    message: Message,
+    bundle: Bundle,
+    adapter: Arrays,
+    row: Mapping[str, Any],
+    bytes_down: int,
+    control: Arrays | None,
 ) -> Message:
     """The answer of ``rootlet.participant`` to a train request; its seconds are virtual."""
     examples, steps = int(row["examples"]), int(row["steps"])
@@ -229,6 +256,7 @@ def native_train_reply(
         energy_estimated_j=work.estimated_j,
         bytes_down=bytes_down,
         bytes_up=records_bytes({"arrays": FleetArrays(adapter)}),
+        control=dict(control or {}),
     )
     return Message(to_record_dict(reply.to_records()), reply_to=message)
 

@@ -22,6 +22,7 @@ from rootlet_server.simulation.batching import LocalTraining
 from rootlet_server.simulation.buffered import BufferedRounds
 from rootlet_server.simulation.central import CentralTest
 from rootlet_server.simulation.checks import check_cohort, choose_upload
+from rootlet_server.simulation.controls import PREFIX, Scaffold, check_scaffold
 from rootlet_server.simulation.crews import OwnCrew, hire
 from rootlet_server.simulation.fleet import STEPS, Fleet
 from rootlet_server.simulation.journal import Journal, Position
@@ -37,10 +38,11 @@ from rootlet_server.simulation.uploads import SecureAggregation
 from rootlet_server.simulation.work import Job, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flwr.serverapp.strategy import Strategy
 
+    from rootlet_runtime.manifest import Manifest, TensorSpec
     from rootlet_server.compiler import CompiledBundle
     from rootlet_server.simulation.latency import Latency
     from rootlet_server.simulation.population import CheckedPopulation, Examples, Population
@@ -129,6 +131,9 @@ def simulate(
         population = fit_to_bundle(clients, opened.manifest)
         training = training or default_training(opened)
         check_cohort(cohort_size, len(population), strategy, pace, privacy)
+        scaffold = isinstance(strategy, Scaffold)
+        if scaffold:
+            check_scaffold(opened.manifest, pace)
         upload = choose_upload(
             strategy, privacy, secure_aggregation, cohort_size or len(population), pre_aggregate,
             pace, workers,
@@ -158,8 +163,9 @@ def simulate(
         }  # fmt: skip
         journal = Journal(state_dir, identity)
         position = journal.resume()
-        if keep_optimizer:
-            fleet.bank = _bank(fleet, state_dir, stack)
+        if keep_optimizer or scaffold:
+            slots = _slots(opened.manifest, optimizer=keep_optimizer, controls=scaffold)
+            fleet.bank = _bank(len(population), slots, state_dir, stack)
             fleet.bank.recover(0 if position is None else position.round)
         central = None if test is None else CentralTest(own, test, opened.manifest)
         kind: type[Rounds] = SynchronousRounds if pace.buffer_size is None else BufferedRounds
@@ -255,15 +261,23 @@ def _job(  # noqa: PLR0917 (one caller)
         return job, Worker(job), (note,)
 
 
-def _bank(fleet: Fleet, state_dir: Path | None, stack: ExitStack) -> ClientBank:
+def _slots(manifest: Manifest, *, optimizer: bool, controls: bool) -> list[Slot]:
+    """What each client keeps between rounds."""
+
+    def slots(specs: Sequence[TensorSpec], prefix: str = "") -> list[Slot]:
+        return [Slot(f"{prefix}{s.name}", tuple(int(n or 0) for n in s.shape)) for s in specs]
+
+    found = [*slots(manifest.optimizer_state), Slot(STEPS, ())] if optimizer else []
+    return found + (slots(manifest.adapter, PREFIX) if controls else [])
+
+
+def _bank(
+    clients: int, slots: Sequence[Slot], state_dir: Path | None, stack: ExitStack
+) -> ClientBank:
     if state_dir is None:
         state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rootlet-bank-")))
     state_dir.mkdir(parents=True, exist_ok=True)
-    slots = [
-        Slot(spec.name, tuple(int(size or 0) for size in spec.shape))
-        for spec in fleet.bundle.manifest.optimizer_state
-    ]
-    return ClientBank(state_dir / "clients.bank", len(fleet.population), [*slots, Slot(STEPS, ())])
+    return ClientBank(state_dir / "clients.bank", clients, slots)
 
 
 def _promise(privacy: DevicePrivacy | None, rounds: int, sample_rate: float) -> str:

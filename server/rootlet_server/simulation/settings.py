@@ -15,6 +15,7 @@ from rootlet_server.errors import SimulationConfigError
 from rootlet_server.simulation import partitions
 from rootlet_server.simulation.availability import Diurnal, Recorded
 from rootlet_server.simulation.batching import LocalTraining
+from rootlet_server.simulation.controls import Scaffold
 from rootlet_server.simulation.latency import Latency
 from rootlet_server.simulation.pace import Pace
 from rootlet_server.simulation.population import SampledPopulation
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = (
     "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedMedian", "FedTrimmedAvg", "FedYogi",
-    "Krum", "MultiKrum",
+    "Krum", "MultiKrum", "Scaffold",
 )  # fmt: skip
 KINDS: dict[str, Any] = {
     "by_label": partitions.by_label,
@@ -167,9 +168,8 @@ def _strategy(section: Any) -> flower.Strategy | None:
         )
     defaults = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 1,
                 "min_available_nodes": 1}  # fmt: skip
-    made: flower.Strategy = _made(
-        lambda **own: getattr(flower, name)(**(defaults | own)), options, "strategy"
-    )
+    kind = Scaffold if name == Scaffold.__name__ else getattr(flower, name)
+    made: flower.Strategy = _made(lambda **own: kind(**(defaults | own)), options, "strategy")
     return made
 
 

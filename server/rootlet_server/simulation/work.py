@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rootlet_server.simulation.batching import LocalTraining
+    from rootlet_server.simulation.controls import ControlTask
     from rootlet_server.simulation.population import CheckedPopulation, Examples
     from rootlet_server.simulation.step import StackedStep
 
@@ -66,6 +67,7 @@ class ChunkTask:
         training: what the clients are asked to do; None to evaluate the adapter instead.
         upload: how updates leave the chunk.
         state, steps_before: see ``engine.train_chunk``; returned, where given.
+        control: SCAFFOLD's correction; None for none.
     """
 
     clients: tuple[int, ...]
@@ -75,6 +77,7 @@ class ChunkTask:
     upload: Upload
     state: Arrays | None = None
     steps_before: npt.NDArray[np.int64] | None = None
+    control: ControlTask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +89,14 @@ class ChunkReply:
         adapters: [K, ...] by name, of the clients with examples, where every update is wanted.
         partial: the sums, where these are.
         state: the optimisers', where they are kept.
+        control: what changed in each one's control variate, [K, ...] by name; None for none.
     """
 
     columns: dict[str, npt.NDArray[Any]]
     adapters: dict[str, npt.NDArray[np.float32]] | None = None
     partial: Partial | None = None
     state: dict[str, npt.NDArray[np.float32]] | None = None
+    control: dict[str, npt.NDArray[np.float32]] | None = None
 
 
 class Worker:
@@ -142,9 +147,12 @@ class Worker:
                 if state is None
                 else {name: torch.from_numpy(value) for name, value in state.items()},
                 steps_before=task.steps_before,
+                control=task.control,
             )
         else:
-            result = self._devices().train(task.received, examples, seeds, task.training)
+            result = self._devices().train(
+                task.received, examples, seeds, task.training, task.control
+            )
         return _reply(task, result, seeds)
 
     def _evaluate(self, task: ChunkTask, examples: list[Any]) -> ChunkReply:
@@ -182,6 +190,7 @@ def _only(task: ChunkTask, clients: tuple[int, ...]) -> ChunkTask:
         clients=clients,
         state=None if task.state is None else {k: v[rows] for k, v in task.state.items()},
         steps_before=None if task.steps_before is None else task.steps_before[rows],
+        control=None if task.control is None else task.control.of(rows),
     )
 
 
@@ -211,7 +220,10 @@ def _reply(task: ChunkTask, result: ChunkResult, seeds: list[int]) -> ChunkReply
         kept = {name: value.numpy() for name, value in result.state.items()}
     if not task.upload.partial:
         adapters = {name: value.numpy() for name, value in result.adapter.items()}
-        return ChunkReply(columns=columns, adapters=adapters, state=kept)
+        control = None
+        if result.control is not None:
+            control = {name: value.numpy() for name, value in result.control.items()}
+        return ChunkReply(columns=columns, adapters=adapters, state=kept, control=control)
     partial = sum_up(
         task.upload, result.adapter, task.received, result.examples, result.finite, seeds
     )

@@ -10,6 +10,8 @@ from there. Whether any does is another matter on every processor: two thirds of
 be within the bound of a float32 base, and all within a tenth of the largest movement.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from rootlet_runtime.schedule import ROUND
 from rootlet_runtime.trainer import Trainer
 from rootlet_server.compiler import CompileConfig, LoraConfig, compile_bundle
 from rootlet_server.simulation.batching import LocalTraining, client_seeds, plan_batches
+from rootlet_server.simulation.controls import ControlTask
 from rootlet_server.simulation.device_engine import Drawn
 from rootlet_server.simulation.population import (
     ArrayPopulation,
@@ -153,6 +156,30 @@ def test_ragged_clients_of_the_default_bundle(bundle, population, training):
     assert ours.columns["steps"].tolist() == [
         training.epochs * -(-n // 8) for n in ours.columns["examples"]
     ]
+
+
+def test_a_corrected_client_is_the_device_with_its_control_variate(exact_bundle, population):
+    """SCAFFOLD's correction and what each client tells of it, beside the device runtime's own."""
+    bundle, rng = exact_bundle, np.random.default_rng(3)
+    received = bundle.initial_adapter()
+    clients = len(population)
+    mean = {n: 0.1 * rng.standard_normal(v.shape, np.float32) for n, v in received.items()}
+    own = {n: 0.1 * rng.standard_normal((clients, *v.shape), np.float32)
+           for n, v in received.items()}  # fmt: skip
+    training = LocalTraining(epochs=2, batch_size=8, learning_rate=0.02)
+    task = ChunkTask(
+        clients=tuple(range(clients)), round=3, received=received, training=training,
+        upload=Upload(partial=False), control=ControlTask(mean, own),
+    )  # fmt: skip
+    ours, device = both(bundle, population, task)
+    plain, _ = both(bundle, population, replace(task, control=None))
+    for name, value in received.items():
+        moved = np.abs(device.adapters[name] - value).max()
+        np.testing.assert_allclose(ours.adapters[name], device.adapters[name], atol=CLOSE * moved)
+        assert np.abs(ours.adapters[name] - plain.adapters[name]).max() > 0.01 * moved
+        # a client's drift divides by the sum of its rates, at least one step's
+        atol = CLOSE * moved / (0.02 / 2)
+        np.testing.assert_allclose(ours.control[name], device.control[name], atol=atol)
 
 
 def test_another_order_of_examples_is_another_update(bundle, population, training):
