@@ -3,7 +3,8 @@
     .venv/bin/python android_demo/build/reference.py OUT
 
 Each folder of OUT holds a signed bundle, the publisher's key, the examples, and what a fit of the
-Python runtime gives: every step's loss, the adapter in the end, the outputs.
+Python runtime gives: every step's loss, the adapter in the end, the outputs; and what replay
+buffers keep, and a fit that replays one.
 """
 
 import dataclasses
@@ -15,12 +16,14 @@ import numpy as np
 import safetensors.numpy
 
 from rootlet_runtime import Bundle, Trainer
+from rootlet_runtime.replay import Replay, ReplayBuffer, ReplaySettings, quota_bytes
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.signing import generate_keypair, public_key_hex
 from rootlet_server.compiler import CompileConfig, compile_bundle
 from rootlet_server.demo.base import COMPILE, train_base
 from rootlet_server.demo.data import load_demo_data
 
+KEPT = 24
 EPOCHS = 20  # of 11 steps of 16 examples: 220 steps
 CASES: dict[str, CompileConfig] = {
     "demo": COMPILE,
@@ -41,6 +44,8 @@ def main(out: Path) -> None:
                        version=1, signing_key=key, out=folder / "digits.rootlet")  # fmt: skip
         with Bundle.load(folder / "digits.rootlet", trusted_keys=[public]) as bundle:
             write_fit(bundle, data.devices[0].train, folder, public_key_hex(public))
+            if name != "latent":  # of which a buffer here holds inputs, and Python's holds latents
+                write_replay(bundle, data.devices[0].train, folder)
 
 
 def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> None:
@@ -70,6 +75,28 @@ def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> No
     }  # fmt: skip
     (folder / "facts.json").write_text(json.dumps(facts))
     (folder / "publisher.hex").write_text(publisher)
+
+
+def write_replay(bundle: Bundle, share: object, folder: Path) -> None:
+    """What buffers keep of some examples, and a fit on others that replays one."""
+    found = {}
+    for selection in ("uniform", "class_balanced"):
+        settings = ReplaySettings(quota_bytes=2**20, selection=selection, storage="exact")
+        quota = quota_bytes(bundle.manifest, settings, KEPT)
+        buffer = ReplayBuffer(bundle.manifest, dataclasses.replace(settings, quota_bytes=quota))
+        for part, seed in ((slice(0, 60), 3), (slice(60, 100), 4)):
+            buffer.add(share.x[part], share.y[part], np.random.default_rng(seed))
+        found[selection] = buffer.examples()[0]
+    trainer, losses = Trainer(bundle), []
+    trainer.fit(
+        share.x[100:171], share.y[100:171], epochs=5, batch_size=16, learning_rate=0.01,
+        rng=np.random.default_rng(7), guard=None, replay=Replay(buffer=buffer, fraction=0.4),
+        schedule=RateSchedule(decay="constant", warmup=0.1),
+        progress=lambda step: losses.append(step.loss) or True,
+    )  # fmt: skip
+    tensors = {**found, "uses": buffer.uses.astype(np.float32), "losses": np.float32(losses)}
+    adapter = {f"adapter/{name}": value for name, value in trainer.adapter.items()}
+    safetensors.numpy.save_file({**tensors, **adapter}, folder / "replay.safetensors")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,24 @@ internal class NumpyRandom(vararg entropy: Long) {
         return order
     }
 
+    /**
+     * `integers(bound)`: uniform in 0 until [bound] (Lemire 2019), of at most 32 bits.
+     *
+     * @throws IllegalArgumentException [bound] is below 1 or above 2^32 - 1.
+     */
+    fun integer(bound: Long): Long {
+        kotlin.require(bound in 1 until (1L shl 32)) { "bound $bound: must lie in 1..${(1L shl 32) - 1}" }
+        if (bound == 1L) return 0
+        val threshold = ((1L shl 32) - bound) % bound
+        while (true) {
+            val product = (next32().toLong() and 0xffffffffL) * bound
+            if (product and 0xffffffffL >= threshold) return product ushr 32
+        }
+    }
+
+    /** `random()`: uniform in [0, 1), 53 bits. */
+    fun double(): Double = (next64() ushr 11) * (1.0 / (1L shl 53))
+
     private fun next32(): Int {
         half?.let {
             half = null

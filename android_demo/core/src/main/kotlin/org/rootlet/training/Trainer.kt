@@ -2,7 +2,6 @@ package org.rootlet.training
 
 import java.io.Closeable
 import java.io.File
-import kotlin.math.ceil
 import org.rootlet.CheckpointError
 import org.rootlet.DataError
 import org.rootlet.NonFiniteLossError
@@ -74,6 +73,7 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
      * same bundle, state, examples and settings, and ends with the bits of one that ran through. A checkpoint
      * of any other fit is ignored, and replaced.
      *
+     * @param replay mixes examples of a buffer into every batch; when the fit ends, each is charged its uses.
      * @param progress called after every step; false stops between two steps.
      * @throws DataError the settings cannot be used.
      * @throws NonFiniteLossError a loss or the adapter left the finite numbers; nothing has changed.
@@ -83,17 +83,23 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
         examples: Examples,
         settings: FitSettings,
         checkpoint: File? = null,
+        replay: Replay? = null,
         progress: (FitProgress) -> Boolean = { true },
     ): FitResult {
         check(settings)
-        val learned = latents(examples)
+        val replayed = replay?.buffer?.size ?: 0
+        val learned = latents(if (replay == null || replayed == 0) examples else replay.buffer.after(examples))
+        val size = minOf(settings.batchSize, learned.count)
+        val perBatch = if (replay == null || replayed == 0) 0 else replay.rowsPerBatch(size)
+        val order = BatchOrder(settings.seed, examples.count, size, replayed, perBatch)
         val start = synchronized(lock) { state() }
-        val kept = checkpoint?.let { FitCheckpoint(it, fingerprint(bundle.manifestSha256, start, learned, settings)) }
+        val kept = checkpoint?.let { FitCheckpoint(it, fingerprint("${bundle.manifestSha256} $perBatch", start, learned, settings)) }
         val found = kept?.read(manifest.adapter, manifest.optimizerState)
         found?.let { synchronized(lock) { load(it.state) } }
         try {
-            val run = FitLoop(learned, settings, found?.step ?: 0, kept, progress)
-            return run.finish()
+            val result = FitLoop(learned, size, order, settings, found?.step ?: 0, kept, progress).finish()
+            if (!result.stopped && replay != null) replay.buffer.charge(order.uses(result.steps))
+            return result
         } catch (error: Throwable) {
             synchronized(lock) { load(start) }
             throw error
@@ -191,15 +197,15 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
     /** The loop over batches. */
     private inner class FitLoop(
         private val examples: Examples,
+        private val size: Int,
+        private val order: BatchOrder,
         private val settings: FitSettings,
         private val first: Int,
         private val kept: FitCheckpoint?,
         private val progress: (FitProgress) -> Boolean,
     ) {
-        private val size = minOf(settings.batchSize, examples.count)
-        private val stepsPerEpoch = ceil(examples.count.toDouble() / size).toInt()
+        private val stepsPerEpoch = order.stepsPerEpoch
         private val steps = Math.multiplyExact(stepsPerEpoch, settings.epochs)
-        private var order = IntArray(0)
         private var lossSum = 0.0
         private var metricSum = 0.0
         private var seen = 0
@@ -209,7 +215,7 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
             var step = first
             var stopped = false
             while (step < steps && !stopped) {
-                val rows = rows(step)
+                val rows = order.rows(step)
                 val rate = settings.learningRate * settings.schedule.factor(step, steps)
                 val (loss, metric) = synchronized(lock) { engine.step(examples, rows, size, rate) }
                 step++
@@ -231,15 +237,6 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
             if (!stopped) kept?.remove()
             val mean = { sum: Double -> if (seen == 0) 0.0 else sum / seen }
             return FitResult(step, total, mean(lossSum), mean(metricSum), stopped, first)
-        }
-
-        /** The rows of a step: those of the Python runtime for the same seed. */
-        private fun rows(step: Int): IntArray {
-            val index = step % stepsPerEpoch
-            if (index == 0 || order.isEmpty()) {
-                order = NumpyRandom(settings.seed, (step / stepsPerEpoch).toLong()).permutation(examples.count)
-            }
-            return order.copyOfRange(index * size, minOf((index + 1) * size, examples.count))
         }
 
         private fun keep(step: Int) {

@@ -29,6 +29,15 @@ class Reference(name: String) {
     val examples = Examples.classified(bundle.manifest, x, labels)
     val adapter = SafeTensors.read(ByteBuffer.wrap(File(folder, "adapter.safetensors").readBytes()))
 
+    /** Buffers and a fit with replay, by `write_replay`. */
+    val replay: Map<String, FloatTensor> by lazy {
+        SafeTensors.read(ByteBuffer.wrap(File(folder, "replay.safetensors").readBytes()))
+    }
+
+    /** Some of the examples. */
+    fun part(from: Int, to: Int): Examples =
+        Examples.classified(bundle.manifest, x.copyOfRange(from * 64, to * 64), labels.copyOfRange(from, to))
+
     companion object {
         val NAMES = listOf("demo", "adam", "latent")
 
