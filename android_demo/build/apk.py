@@ -7,24 +7,28 @@ reach; of ONNX Runtime, all but its telemetry.
 import re
 import secrets
 import shutil
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from align import PAGE, Entry, check_aligned, write_aligned
 from classfiles import references
-from fetch import KOTLIN, ONNXRUNTIME, R8, BuildError, debian_jar, fetched
-from jvm import DEMO, compile_kotlin, compile_library, library_classpath, onnxruntime_jar, run
+from fetch import ONNXRUNTIME, BuildError, fetched
+from jvm import DEMO, compile_kotlin, compile_library, library_classpath, run
+from shrink import PLATFORM, dex, reached
 
 APP = DEMO / "app/src/main"
 HERE = Path(__file__).parent
 ABIS = ("arm64-v8a", "x86_64")
 MIN_SDK, TARGET_SDK = 26, 34
+PERMISSIONS = {
+    "android.permission.ACCESS_NETWORK_STATE": "for the job that waits for an unmetered network",
+    "android.permission.INTERNET": "for the federation that the user joins",
+    "android.permission.POST_NOTIFICATIONS": "for the notification while it learns",
+}
+JOBS = "android.permission.BIND_JOB_SERVICE"
+"""What the system must hold to start our job; nothing that we ask for."""
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
-TELEMETRY = re.compile(r"ai/onnxruntime/(telemetry/.*|TelemetryInitializer.*)\.class")
-PLATFORM = ("java/", "javax/", "android/", "dalvik/")
-PAGE = 16 * 1024  # of the largest memory pages that Android has
-ALIGNMENT_FIELD = 0xD935  # the extra field by which zipalign and apksigner know an alignment
 
 
 def build_apk(out: Path, bundle: Path, publisher: Path, app: Path = APP) -> Path:
@@ -47,11 +51,9 @@ def build_apk(out: Path, bundle: Path, publisher: Path, app: Path = APP) -> Path
     classes = compile_app(out, work, app)
     check_apis(classes.values())
     packed = {**classes, **reached(classes, out)}
-    dex(packed, work)
-    unaligned, aligned = work / "unaligned.apk", work / "aligned.apk"
-    pack(resources, work, {"digits.rootlet": bundle, "publisher.hex": publisher}, unaligned)
-    run(["zipalign", "-f", "4", unaligned, aligned], "zipalign")
-    add_libraries(aligned)
+    dex(packed, work, work / "stubs", [work / "kept.pro"], MIN_SDK)
+    aligned = work / "aligned.apk"
+    pack(resources, work, {"digits.rootlet": bundle, "publisher.hex": publisher}, aligned)
     apk = work / "rootlet-demo.apk"
     sign(aligned, apk, work)
     print(verify(apk), flush=True)
@@ -68,8 +70,11 @@ def check_network(app: Path) -> None:
     if 'usesCleartextTraffic="false"' not in manifest:
         raise BuildError("AndroidManifest.xml: usesCleartextTraffic must be false")
     for path in [*app.glob("res/xml/*.xml")]:
-        if 'cleartextTrafficPermitted="true"' in path.read_text():
+        content = path.read_text()
+        if 'cleartextTrafficPermitted="true"' in content:
             raise BuildError(f"{path.name}: permits cleartext traffic")
+        if 'src="user"' in content:
+            raise BuildError(f"{path.name}: trusts authorities that whoever holds the phone added")
     if "<provider" in manifest:
         raise BuildError("AndroidManifest.xml: declares a provider; the app needs none, and "
                          "ONNX Runtime's telemetry comes as one")  # fmt: skip
@@ -81,7 +86,7 @@ def link(app: Path, work: Path) -> Path:
     target = work / "resources.apk"
     run(
         ["aapt2", "link", "-I", FRAMEWORK, "--manifest", app / "AndroidManifest.xml",
-         "--java", work / "gen", "-o", target, work / "res.zip"],
+         "--java", work / "gen", "--proguard", work / "kept.pro", "-o", target, work / "res.zip"],
         "aapt2 link",
     )  # fmt: skip
     return target
@@ -137,111 +142,25 @@ def check_apis(classes: Iterable[bytes]) -> None:
         )
 
 
-def reached(classes: Mapping[str, bytes], out: Path) -> dict[str, bytes]:
-    """Classes of the libraries that ours reach, and all of ONNX Runtime but its telemetry.
-
-    Raises:
-        BuildError: A class is nowhere: neither here nor the platform's.
-    """
-    engine = {
-        name: content
-        for name, content in _jar(onnxruntime_jar(out)).items()
-        if not TELEMETRY.fullmatch(name)
-    }
-    kotlin = _jar(fetched(KOTLIN) / "kotlin-stdlib.jar")
-    library = {**kotlin, **_jar(debian_jar("bcprov-1.72.jar"))}
-    packed, pending = dict(engine), [*classes.values(), *engine.values()]
-    while pending:
-        found = references(pending.pop())
-        for name in found.classes:
-            path = f"{name}.class"
-            if path in packed or path in classes or name.startswith(PLATFORM):
-                continue
-            if path in library:
-                packed[path] = library[path]
-                pending.append(library[path])
-            elif found.name.startswith(("org/rootlet/", "ai/onnxruntime/")):
-                raise BuildError(f"{found.name} uses {name}, which is in no library")
-    return packed
-
-
-def dex(classes: Mapping[str, bytes], work: Path) -> None:
-    """Dalvik bytecode of all classes."""
-    jar = work / "classes.jar"
-    with zipfile.ZipFile(jar, "w") as archive:
-        for name, content in sorted(classes.items()):
-            archive.writestr(name, content)
-    (work / "dex").mkdir()
-    home = Path(shutil.which("javac") or "javac").resolve().parents[1]
-    run(
-        ["java", "-Xmx1g", "-cp", fetched(R8) / "bundletool.jar", "com.android.tools.r8.D8",
-         "--release", "--min-api", str(MIN_SDK), "--lib", work / "stubs", "--lib", home,
-         "--output", work / "dex", jar],
-        "D8",
-    )  # fmt: skip
-
-
 def pack(resources: Path, work: Path, assets: Mapping[str, Path], target: Path) -> None:
-    """Adds code and assets."""
-    shutil.copyfile(resources, target)
-    with zipfile.ZipFile(target, "a") as apk:
-        for path in sorted((work / "dex").glob("*.dex")):
-            apk.write(path, path.name, zipfile.ZIP_DEFLATED)
-        for name, path in assets.items():
-            apk.write(path, f"assets/{name}", zipfile.ZIP_DEFLATED)
-
-
-def add_libraries(target: Path) -> None:
-    """Adds the native libraries as they are, each from a memory page on, to be mapped in place.
-
-    Debian's zipalign knows pages of 4 KiB only; apksigner keeps the alignment that the extra field
-    names.
-    """
+    """Adds code, assets and native libraries; these are stored, to be mapped as they lie."""
     with (
-        zipfile.ZipFile(target, "a") as apk,
+        zipfile.ZipFile(resources) as linked,
         zipfile.ZipFile(fetched(ONNXRUNTIME) / "onnxruntime.aar") as aar,
     ):
+        entries = [
+            Entry(info.filename, linked.read(info), stored=info.compress_type == zipfile.ZIP_STORED)
+            for info in linked.infolist()
+        ]
+        for path in sorted((work / "dex").glob("*.dex")):
+            entries.append(Entry(path.name, path.read_bytes(), stored=False))
+        for name, path in assets.items():
+            entries.append(Entry(f"assets/{name}", path.read_bytes(), stored=False))
         for abi in ABIS:
             for name in ("libonnxruntime.so", "libonnxruntime4j_jni.so"):
                 content = aar.read(f"jni/{abi}/{name}")
-                check_segments(f"{abi}/{name}", content)
-                info = zipfile.ZipInfo(f"lib/{abi}/{name}")
-                start = apk.start_dir + 30 + len(info.filename) + 6
-                padding = -start % PAGE
-                info.extra = struct.pack("<HHH", ALIGNMENT_FIELD, 2 + padding, PAGE)
-                info.extra += bytes(padding)
-                apk.writestr(info, content, zipfile.ZIP_STORED)
-
-
-def check_segments(name: str, content: bytes) -> None:
-    """Refuses a library whose segments a device with large pages could not map (ELF, p_align).
-
-    Raises:
-        BuildError: Names the library and its alignment.
-    """
-    (offset,) = struct.unpack_from("<Q", content, 32)
-    size, count = struct.unpack_from("<HH", content, 54)
-    for at in range(offset, offset + size * count, size):
-        (kind,) = struct.unpack_from("<I", content, at)
-        (alignment,) = struct.unpack_from("<Q", content, at + 48)
-        if kind == 1 and alignment % PAGE:  # PT_LOAD
-            raise BuildError(f"{name}: segments aligned to {alignment}, and pages have {PAGE}")
-
-
-def check_pages(apk: Path) -> None:
-    """Holds every native library to begin with a page, and to be stored.
-
-    Raises:
-        BuildError: Names the one that does not.
-    """
-    with zipfile.ZipFile(apk) as archive, apk.open("rb") as file:
-        for info in archive.infolist():
-            if not info.filename.endswith(".so"):
-                continue
-            file.seek(info.header_offset + 26)
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-            if start % PAGE or info.compress_type != zipfile.ZIP_STORED:
-                raise BuildError(f"{info.filename} lies at {start}, or packed; pages have {PAGE}")
+                entries.append(Entry(f"lib/{abi}/{name}", content, stored=True))
+    write_aligned(entries, target)
 
 
 def sign(aligned: Path, apk: Path, work: Path) -> None:
@@ -261,6 +180,24 @@ def sign(aligned: Path, apk: Path, work: Path) -> None:
     store.unlink()
 
 
+def check_manifest(tree: str) -> None:
+    """Holds the manifest as it is in the APK, as aapt2 prints it, to what the app promises.
+
+    Raises:
+        BuildError: Names what is declared, or is not.
+    """
+    if "E: provider" in tree:
+        raise BuildError("the manifest in the APK declares a provider")
+    for name in ("usesCleartextTraffic", "allowBackup", "extractNativeLibs"):
+        if not re.search(rf":{name}\(0x[0-9a-f]+\)=false$", tree, re.MULTILINE):
+            raise BuildError(f"the manifest in the APK does not say {name}=false")
+    if ":networkSecurityConfig(" not in tree:
+        raise BuildError("the manifest in the APK names no networkSecurityConfig")
+    asked = set(re.findall(r'"(android\.permission\.\w+)" \(Raw', tree)) - {JOBS}
+    if asked != set(PERMISSIONS):
+        raise BuildError(f"the APK asks for {sorted(asked)}; {sorted(PERMISSIONS)} are due")
+
+
 def verify(apk: Path) -> str:
     """Checks signature, alignment and what is in it; the lines for the log.
 
@@ -272,8 +209,8 @@ def verify(apk: Path) -> str:
         "apksigner verify",
     )
     schemes = re.findall(r"Verified using (v[\d.]+) scheme.*: true", checked)
-    run(["zipalign", "-c", "-p", "4", apk], "zipalign -c")
-    check_pages(apk)
+    run(["zipalign", "-c", "-p", "4", apk], "zipalign -c")  # another's eyes, for pages of 4 KB
+    check_aligned(apk)
     about = run(["aapt2", "dump", "badging", apk], "aapt2 dump badging")
     if f"sdkVersion:'{MIN_SDK}'" not in about or f"targetSdkVersion:'{TARGET_SDK}'" not in about:
         raise BuildError(f"not for API {MIN_SDK} and {TARGET_SDK}:\n{about}")
@@ -282,24 +219,15 @@ def verify(apk: Path) -> str:
     )
     if set(abis) != set(ABIS):
         raise BuildError(f"native code for {abis}; {ABIS} are due")
-    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", apk], "aapt2 dump")
-    if "E: provider" in tree:
-        raise BuildError("the manifest in the APK declares a provider")
+    check_manifest(
+        run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", apk], "aapt2 dump")
+    )
     with zipfile.ZipFile(apk) as archive:
         code = b"".join(archive.read(n) for n in archive.namelist() if n.endswith(".dex"))
     if b"Lai/onnxruntime/telemetry/" in code:
         raise BuildError("telemetry classes of ONNX Runtime are in the APK")
     return (
         f"{apk}\n  {apk.stat().st_size / 2**20:.1f} MiB; {', '.join(abis)}; signed by "
-        f"{', '.join(schemes)}; aligned to 4 bytes, libraries to pages of 16 KiB; "
+        f"{', '.join(schemes)}; libraries aligned to {PAGE // 1024} KB; code {len(code)} bytes; "
         f"API {MIN_SDK} to {TARGET_SDK}"
     )
-
-
-def _jar(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as jar:
-        return {
-            name: jar.read(name)
-            for name in jar.namelist()
-            if name.endswith(".class") and not name.startswith("META-INF/")
-        }

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from rootlet_runtime import Bundle, Trainer
+from rootlet_runtime.energy import count_work
 from rootlet_runtime.replay import Replay, ReplayBuffer, ReplaySettings, quota_bytes
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.signing import generate_keypair, public_key_hex
@@ -72,6 +73,8 @@ def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> No
         "publisher": publisher, "seed": seed, "epochs": EPOCHS, "batch_size": 16,
         "learning_rate": rate, "steps": result.steps, "loss": measured.loss,
         "metric": measured.metric,
+        "energy_j": count_work(bundle.manifest.cost, train_examples=171 * EPOCHS,
+                               train_batches=result.steps).estimated_j,
     }  # fmt: skip
     (folder / "facts.json").write_text(json.dumps(facts))
     (folder / "publisher.hex").write_text(publisher)

@@ -1,7 +1,6 @@
 """The demo's APK: what it is, and what fails its build. Run by `.ci/android`, which built it."""
 
 import re
-import struct
 import subprocess
 import sys
 import zipfile
@@ -12,8 +11,6 @@ import pytest
 DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "build"))
 import apk  # noqa: E402
-import classfiles  # noqa: E402
-import draw_layout  # noqa: E402
 import fetch  # noqa: E402
 
 OUT = fetch.cache_folder() / "out"
@@ -52,18 +49,15 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def manifest_of(built: Path) -> str:
+    command = ["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", built]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def test_it_is_what_the_store_would_see(built):
     report = apk.verify(built)
     assert "arm64-v8a, x86_64" in report
     assert "v2" in report
-    permissions = subprocess.run(
-        ["aapt2", "dump", "permissions", built], check=True, capture_output=True, text=True
-    ).stdout
-    assert re.findall(r"uses-permission: name='([^']+)'", permissions) == [
-        "android.permission.INTERNET",
-        "android.permission.ACCESS_NETWORK_STATE",
-        "android.permission.POST_NOTIFICATIONS",
-    ]
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
         assert {"assets/digits.rootlet", "assets/publisher.hex", "classes.dex"} <= names
@@ -86,6 +80,7 @@ def test_a_tampered_apk_is_refused(built, tmp_path):
     [
         ("AndroidManifest.xml", 'Traffic="false"', 'Traffic="true"', "usesCleartextTraffic"),
         ("res/xml/network_security.xml", '"false"', '"true"', "permits cleartext"),
+        ("res/xml/network_security.xml", 'src="system"', 'src="user"', "trusts authorities that"),
         (
             "AndroidManifest.xml",
             "</application>",
@@ -99,6 +94,25 @@ def test_a_manifest_that_lets_data_out_is_refused(app, tmp_path, file, old, new,
     demo = OUT / "reference/demo"
     with pytest.raises(fetch.BuildError, match=words):
         apk.build_apk(tmp_path, demo / "digits.rootlet", demo / "publisher.hex", app)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (r"(usesCleartextTraffic\S+)=false", r"\1=true", "usesCleartextTraffic=false"),
+        (r"(allowBackup\S+)=false", r"\1=true", "allowBackup=false"),
+        (r":networkSecurityConfig", ":other", "no networkSecurityConfig"),
+        (r"E: service", "E: provider", "declares a provider"),
+        (r"permission\.INTERNET", "permission.READ_CONTACTS", "asks for .*READ_CONTACTS"),
+    ],
+)
+def test_the_manifest_in_the_apk_is_read_too(built, old, new, words):
+    tree = manifest_of(built)
+    apk.check_manifest(tree)
+    spoiled, count = re.subn(old, new, tree)
+    assert count
+    with pytest.raises(fetch.BuildError, match=words):
+        apk.check_manifest(spoiled)
 
 
 def test_a_call_that_android_8_does_not_have_is_refused(tmp_path):
@@ -131,81 +145,6 @@ def test_a_download_that_is_another_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(fetch.DEBIAN_JARS, "junit4.jar", ("junit4", "0" * 64))
     with pytest.raises(fetch.BuildError, match="0000 is pinned"):
         fetch.debian_jar("junit4.jar")
-
-
-def test_a_library_that_does_not_begin_with_a_page_is_refused(tmp_path):
-    shifted = tmp_path / "shifted.apk"
-    with zipfile.ZipFile(shifted, "w") as archive:
-        archive.writestr("lib/x86_64/libonnxruntime.so", b"\x7fELF")
-    with pytest.raises(fetch.BuildError, match=r"libonnxruntime\.so lies at 58"):
-        apk.check_pages(shifted)
-
-
-def test_a_library_for_small_pages_is_refused():
-    header = bytearray(64 + 56)
-    struct.pack_into("<Q", header, 32, 64)  # where the program headers begin
-    struct.pack_into("<HH", header, 54, 56, 1)
-    struct.pack_into("<I", header, 64, 1)  # PT_LOAD
-    struct.pack_into("<Q", header, 64 + 48, 4096)
-    with pytest.raises(fetch.BuildError, match=r"lib\.so: segments aligned to 4096"):
-        apk.check_segments("lib.so", bytes(header))
-    struct.pack_into("<Q", header, 64 + 48, 16384)
-    apk.check_segments("lib.so", bytes(header))
-
-
-def calls(*names: str) -> set[str]:
-    """Members, as ``Class.name``, that classes of the app call."""
-    folder = OUT / "apk/app/org/rootlet/demo"
-    found = [classfiles.references((folder / f"{name}.class").read_bytes()) for name in names]
-    return {
-        f"{owner.rpartition('/')[2]}.{member.partition('(')[0]}"
-        for each in found
-        for owner, member in each.members
-    }
-
-
-def test_the_job_waits_for_power_rest_and_a_free_network(built):
-    assert calls("TrainJob$Companion") >= {
-        "JobInfo$Builder.setRequiresCharging",
-        "JobInfo$Builder.setRequiresDeviceIdle",
-        "JobInfo$Builder.setRequiresBatteryNotLow",
-        "JobInfo$Builder.setRequiredNetworkType",
-    }
-    assert calls("TrainJob") >= {"StopSignal.set", "Notices.learning", "Federation.run"}
-
-
-def test_the_node_key_lies_in_the_keystore_and_answers_in_the_ledger(built):
-    assert "KeyGenParameterSpec$Builder.<init>" in calls("KeystoreNodeKey")
-    wired = calls("Federation")
-    assert wired >= {
-        "KeystoreNodeKey.<init>",
-        "Ledgered.<init>",
-        "FleetConnection$Companion.open$default",
-    }
-    assert not [each for each in wired if "PemNodeKey" in each]
-
-
-def test_every_control_has_a_name_and_both_themes_all_colours():
-    (column,) = draw_layout.parsed("layout/main.xml")
-    name = {
-        "DrawView": "contentDescription",
-        "EditText": "hint",
-        "Button": "text",
-        "Switch": "text",
-    }
-    for view in column:
-        wanted = name.get(view.tag.rpartition(".")[2])
-        assert wanted is None or view.get(draw_layout.ANDROID + wanted), view.attrib
-    day, night = (
-        {each.get("name") for each in draw_layout.parsed(f"{folder}/colors.xml")}
-        for folder in ("values", "values-night")
-    )
-    assert day == night
-
-
-@pytest.mark.parametrize("night", [False, True])
-def test_the_drawings_are_those_of_the_layout(night):
-    assert draw_layout.path(night=night).read_text() == draw_layout.drawing(night=night)
 
 
 def test_the_library_knows_nothing_of_android():

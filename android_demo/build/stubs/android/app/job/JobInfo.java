@@ -7,5 +7,4 @@ public class JobInfo {
     public Builder setRequiresDeviceIdle(boolean b) { return this; }
     public Builder setRequiresBatteryNotLow(boolean b) { return this; }
     public Builder setRequiredNetworkType(int type) { return this; }
-    public Builder setPeriodic(long ms) { return this; }
     public JobInfo build() { return null; } } }

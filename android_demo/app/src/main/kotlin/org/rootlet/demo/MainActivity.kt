@@ -1,7 +1,10 @@
 package org.rootlet.demo
 
+import android.Manifest
 import android.app.Activity
-import android.os.BatteryManager
+import android.app.AlertDialog
+import android.content.Intent
+import android.content.pm.PackageManager
 import android.os.Build
 import android.os.Bundle
 import android.widget.Button
@@ -10,41 +13,36 @@ import android.widget.Switch
 import android.widget.TextView
 import java.util.concurrent.ExecutorService
 import java.util.concurrent.Executors
-import org.rootlet.device.DeviceSettings
+import org.rootlet.device.FederationSettings
+import org.rootlet.device.PhoneDevice
+import org.rootlet.device.Words
 
-/** The one screen: draw, see what the model says, teach it, see what it learnt, and what left the phone. */
+/** The one screen: draw, see what the model says, teach it; what it learnt, what that cost, and what left the phone. */
 class MainActivity : Activity() {
     private val worker: ExecutorService = Executors.newSingleThreadExecutor()
+    private lateinit var device: PhoneDevice
     private lateinit var drawing: DrawView
-    private lateinit var pause: Switch
 
     override fun onCreate(saved: Bundle?) {
         super.onCreate(saved)
         setContentView(R.layout.main)
+        device = Phone.device(this)
         drawing = findViewById(R.id.drawing)
-        pause = findViewById(R.id.pause)
         drawing.onStroke = ::ask
-        findViewById<Button>(R.id.clear).setOnClickListener { drawing.clear() }
-        findViewById<Button>(R.id.teach).setOnClickListener { teach() }
-        findViewById<Button>(R.id.erase).setOnClickListener { erase() }
-        findViewById<Button>(R.id.join).setOnClickListener { join() }
-        if (Build.VERSION.SDK_INT >= ASKS_FOR_NOTICES) requestPermissions(arrayOf("android.permission.POST_NOTIFICATIONS"), 0)
-        inBackground {
-            val settings = Session.use(this) { it.settings }
-            val key = String(KeystoreNodeKey().publicPem, Charsets.US_ASCII)
-            runOnUiThread {
-                pause.isChecked = settings.paused
-                findViewById<EditText>(R.id.server).setText(settings.server)
-                findViewById<EditText>(R.id.certificate).setText(settings.certificate)
-                findViewById<TextView>(R.id.node_key).text = key
-                pause.setOnCheckedChangeListener { _, paused -> pause(paused) }
-            }
-        }
+        onClick(R.id.clear) { drawing.clear() }
+        onClick(R.id.teach) { teach() }
+        onClick(R.id.join) { join() }
+        onClick(R.id.leave) { change { device.federation = null } }
+        onClick(R.id.share) { share() }
+        onClick(R.id.erase) { confirmErasing() }
+        val pause = findViewById<Switch>(R.id.pause)
+        pause.isChecked = device.paused
+        pause.setOnCheckedChangeListener { _, paused -> change { device.paused = paused } }
     }
 
     override fun onResume() {
         super.onResume()
-        refresh()
+        inBackground { refresh() }
     }
 
     override fun onDestroy() {
@@ -54,72 +52,69 @@ class MainActivity : Activity() {
 
     private fun ask() {
         val picture = drawing.cells.clone()
-        inBackground {
-            val odds = Session.use(this) { it.predict(picture) }
-            val likely = odds.indices.sortedByDescending { odds[it] }.take(3)
-            show(R.id.answer, likely.joinToString("   ") { "$it: ${(100 * odds[it]).toInt()} %" })
-        }
+        inBackground { show(R.id.answer, Words.guesses(device.learner.predict(picture))) }
     }
 
     private fun teach() {
-        val digit = findViewById<EditText>(R.id.label).text.toString().toIntOrNull()
-        if (digit == null) {
-            show(R.id.answer, getString(R.string.digit))
-            return
-        }
+        val digit = typed(R.id.label).toLongOrNull() ?: return show(R.id.answer, getString(R.string.digit))
         val picture = drawing.cells.clone()
-        inBackground {
-            val (text, paused) = Session.use(this) { session ->
-                session.teach(picture, digit)
-                val before = session.measure()!!.metric
-                session.train { true }
-                val after = session.measure()!!.metric
-                "Right on your drawings before: ${percent(before)}, after: ${percent(after)}" to session.settings.paused
-            }
-            if (!paused) TrainJob.schedule(this)
-            show(R.id.learnt, text)
+        change {
+            device.learner.examples.add(picture, digit)
+            device.learner.train { true }
+        }
+        askToNotify()
+    }
+
+    private fun join() {
+        val (server, authority) = typed(R.id.server) to typed(R.id.authority)
+        change { device.federation = FederationSettings.of(server, authority) }
+        askToNotify()
+    }
+
+    private fun share() = inBackground {
+        val key = String(NodeKeys.open().publicPem, Charsets.US_ASCII)
+        val intent = Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, key)
+        runOnUiThread { startActivity(Intent.createChooser(intent, getString(R.string.share))) }
+    }
+
+    private fun confirmErasing() {
+        AlertDialog.Builder(this)
+            .setMessage(R.string.erase_what)
+            .setPositiveButton(R.string.erase) { _, _ -> change { device.erase(NodeKeys::forget) } }
+            .setNegativeButton(R.string.keep, null)
+            .show()
+    }
+
+    /** Does [what] off the screen's thread, lets the background follow, and shows what has become of it. */
+    private fun change(what: () -> Unit) = inBackground {
+        try {
+            what()
+        } finally {
+            if (device.paused) TrainJob.cancel(this) else TrainJob.schedule(this)
             refresh()
         }
     }
 
-    private fun pause(paused: Boolean) = inBackground {
-        Session.use(this) { it.settings = it.settings.copy(paused = paused) }
-        if (paused) TrainJob.cancel(this) else TrainJob.schedule(this)
+    private fun refresh() {
+        val federation = device.federation
+        show(R.id.battery, Words.battery(Phone.conditions(this)))
+        show(R.id.federation, Words.federation(federation, device.paused))
+        show(R.id.key, if (federation == null) "" else getString(R.string.enrol) + "\n" + String(NodeKeys.open().publicPem, Charsets.US_ASCII))
+        show(R.id.turn, device.lastTurn)
+        val left = device.left()
+        show(R.id.left, Words.left(left))
+        show(R.id.privacy, Words.privacy(left))
+        val learner = device.learner
+        show(R.id.learnt, listOf(Words.knows(learner.learnt), learner.forgotten).filter { it.isNotEmpty() }.joinToString(" "))
+        show(R.id.taught, Words.taught(learner.examples.countByClass))
+        show(R.id.energy, Words.energy(learner.energy.spent))
     }
 
-    /** Joins the federation whose address stands there; without one, leaves it. */
-    private fun join() {
-        val server = findViewById<EditText>(R.id.server).text.toString().trim()
-        val certificate = findViewById<EditText>(R.id.certificate).text.toString()
-        inBackground {
-            val settings = Session.use(this) { session ->
-                DeviceSettings(session.settings.paused, server, certificate).also { session.settings = it }
-            }
-            TrainJob.cancel(this)
-            if (!settings.paused) TrainJob.schedule(this)
-            show(R.id.joined, getString(if (settings.server.isEmpty()) R.string.alone else R.string.joins))
-        }
-    }
-
-    private fun erase() = inBackground {
-        TrainJob.cancel(this)
-        Session.use(this) { it.erase() }
-        KeystoreNodeKey().delete()
-        show(R.id.learnt, getString(R.string.erased))
-        refresh()
-    }
-
-    /** What is known, what it cost, and what left the phone. */
-    private fun refresh() = inBackground {
-        val battery = getSystemService(BatteryManager::class.java)
-        val level = battery.getIntProperty(BatteryManager.BATTERY_PROPERTY_CAPACITY)
-        val charging = if (battery.isCharging) "charging" else "not charging"
-        Session.use(this) { session ->
-            show(R.id.known, if (session.taught == 0) getString(R.string.untaught) else "Taught: ${session.known()}")
-            show(R.id.battery, "Battery: $level %, $charging")
-            show(R.id.energy, "Energy of training since the app was opened: ${"%.2g".format(session.estimatedJ)} J (estimated by operations, not measured)")
-            show(R.id.left, session.left())
-            show(R.id.trouble, session.trouble)
+    /** From Android 13 on, a notification needs the user's leave; without it the phone learns all the same. */
+    private fun askToNotify() {
+        if (Build.VERSION.SDK_INT < TIRAMISU) return
+        if (checkSelfPermission(Manifest.permission.POST_NOTIFICATIONS) != PackageManager.PERMISSION_GRANTED) {
+            requestPermissions(arrayOf(Manifest.permission.POST_NOTIFICATIONS), 0)
         }
     }
 
@@ -127,16 +122,21 @@ class MainActivity : Activity() {
         try {
             work()
         } catch (error: Exception) {
-            show(R.id.answer, error.message ?: error.javaClass.simpleName)
+            runOnUiThread { tell(error.message ?: error.javaClass.simpleName) }
         }
     }
 
+    private fun tell(text: String) {
+        if (!isFinishing) AlertDialog.Builder(this).setMessage(text).setPositiveButton(R.string.ok, null).show()
+    }
+
+    private fun onClick(button: Int, work: () -> Unit) = findViewById<Button>(button).setOnClickListener { work() }
+
+    private fun typed(field: Int): String = findViewById<EditText>(field).text.toString()
+
     private fun show(where: Int, text: String) = runOnUiThread { findViewById<TextView>(where).text = text }
 
-    private fun percent(share: Double) = "${(100 * share).toInt()} %"
-
     private companion object {
-        /** Android 13. */
-        const val ASKS_FOR_NOTICES = 33
+        const val TIRAMISU = 33
     }
 }

@@ -185,9 +185,10 @@ class Ledger(private val folder: File, known: LedgerHead? = null) {
             return MessageDigest.getInstance("SHA-256").digest(content).joinToString("") { "%02x".format(it) }
         }
 
-        private fun time(): String = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss.SSS'Z'", Locale.ROOT).run {
+        /** As a line has it: UTC, to the millisecond. */
+        internal fun time(of: Date = Date()): String = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss.SSS'Z'", Locale.ROOT).run {
             timeZone = TimeZone.getTimeZone("UTC")
-            format(Date())
+            format(of)
         }
     }
 }

@@ -13,6 +13,7 @@ import java.security.KeyPairGenerator
 import java.security.PrivateKey
 import java.security.PublicKey
 import java.security.Signature
+import java.security.interfaces.ECKey
 import java.security.interfaces.ECPrivateKey
 import java.security.spec.ECGenParameterSpec
 import java.security.spec.ECParameterSpec
@@ -22,11 +23,7 @@ import java.security.spec.PKCS8EncodedKeySpec
 import java.util.Base64
 import org.bouncycastle.crypto.ec.CustomNamedCurves
 
-/**
- * The ECDSA key that identifies a device to the SuperLink.
- *
- * A seam: on a phone the Android Keystore implements it, and the private key never leaves the chip.
- */
+/** The ECDSA key that identifies a device to the SuperLink. */
 interface NodeKey {
     /** The public key in PEM (SubjectPublicKeyInfo), as the Fleet API wants it. */
     val publicPem: ByteArray
@@ -116,11 +113,8 @@ class PemNodeKey private constructor(private val privateKey: PrivateKey, publicK
                 val body = Base64.getMimeDecoder().decode(text.removePrefix(BEGIN).removeSuffix(END))
                 val factory = KeyFactory.getInstance("EC")
                 val key = factory.generatePrivate(PKCS8EncodedKeySpec(body)) as ECPrivateKey
-                val curve = AlgorithmParameters.getInstance("EC").run {
-                    init(ECGenParameterSpec("secp256r1"))
-                    getParameterSpec(ECParameterSpec::class.java)
-                }
-                if (key.params.curve != curve.curve || key.params.generator != curve.generator) {
+                val curve = p256()
+                if (!isP256(key)) {
                     throw NodeKeyError("$what is not on P-256; make one with PemNodeKey.generate()")
                 }
                 return PemNodeKey(key, factory.generatePublic(ECPublicKeySpec(publicPoint(key.s), curve)))
@@ -138,6 +132,15 @@ class PemNodeKey private constructor(private val privateKey: PrivateKey, publicK
         }
     }
 }
+
+/** The parameters of P-256. */
+private fun p256(): ECParameterSpec = AlgorithmParameters.getInstance("EC").run {
+    init(ECGenParameterSpec("secp256r1"))
+    getParameterSpec(ECParameterSpec::class.java)
+}
+
+/** Whether a key, private or public, is on P-256. */
+internal fun isP256(key: ECKey): Boolean = p256().let { key.params.curve == it.curve && key.params.generator == it.generator }
 
 private fun pem(label: String, der: ByteArray): ByteArray {
     val body = Base64.getMimeEncoder(64, byteArrayOf('\n'.code.toByte())).encodeToString(der)

@@ -10,7 +10,7 @@ import org.rootlet.wire.StrictJson
 
 /** One fit of the Python runtime, written by `android_demo/build/reference.py`. */
 class Reference(name: String) {
-    private val folder = File(System.getProperty("rootlet.reference"), name)
+    val folder = File(System.getProperty("rootlet.reference"), name)
     private val facts = StrictJson.parseObject(File(folder, "facts.json").readBytes())
     private val tensors = SafeTensors.read(ByteBuffer.wrap(File(folder, "examples.safetensors").readBytes()))
 
@@ -22,6 +22,7 @@ class Reference(name: String) {
     val steps = facts.long("steps").toInt()
     val loss = facts.double("loss")
     val metric = facts.double("metric")
+    val energyJ = facts.double("energy_j")
     val x: FloatArray = tensors.getValue("x").values
     val labels = tensors.getValue("y").values.map { it.toLong() }.toLongArray()
     val losses: FloatArray = tensors.getValue("losses").values

@@ -1,0 +1,4 @@
+package android.net;
+
+public class ConnectivityManager {
+    public boolean isActiveNetworkMetered() { return false; } }
