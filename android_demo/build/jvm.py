@@ -4,6 +4,7 @@ The engine in the tests is ONNX Runtime's own Java API and its native library fo
 the app ships them, over a build of ONNX Runtime for Linux (`bionic/libc.c`).
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -83,10 +84,16 @@ def compile_kotlin(
 
 
 def compile_library(out: Path) -> Path:
-    """The library's classes."""
-    target = out / "core"
+    """The library's classes; those of the same sources are not compiled again."""
+    target, stamp = out / "core", out / "core.sha256"
     sources = sorted((DEMO / "core/src/main").rglob("*.kt"))
-    compile_kotlin(sources, library_classpath(out), target)
+    digest = hashlib.sha256(KOTLIN.sha256.encode() + ONNXRUNTIME.sha256.encode())
+    for path in (Path(__file__), *sources):
+        digest.update(hashlib.sha256(path.name.encode() + path.read_bytes()).digest())
+    if not (target.is_dir() and stamp.is_file() and stamp.read_text() == digest.hexdigest()):
+        stamp.unlink(missing_ok=True)
+        compile_kotlin(sources, library_classpath(out), target)
+        stamp.write_text(digest.hexdigest())
     return target
 
 

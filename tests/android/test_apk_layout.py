@@ -12,6 +12,7 @@ DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "build"))
 import align  # noqa: E402
 import fetch  # noqa: E402
+import jvm  # noqa: E402
 import shrink  # noqa: E402
 
 OUT = fetch.cache_folder() / "out"
@@ -93,3 +94,25 @@ def test_the_shrinker_refuses_a_class_that_is_nowhere(tmp_path):
     classes = {"spoiled/Uses.class": (tmp_path / "spoiled/Uses.class").read_bytes()}
     with pytest.raises(fetch.BuildError, match=r"Missing class spoiled\.Gone"):
         shrink.dex(classes, tmp_path, OUT / "apk/stubs", [rules], 26)
+
+
+def test_the_library_is_compiled_again_only_where_a_source_changed(tmp_path, monkeypatch):
+    sources = tmp_path / "core/src/main"
+    sources.mkdir(parents=True)
+    (sources / "One.kt").write_text("class One")
+    monkeypatch.setattr(jvm, "DEMO", tmp_path)
+    compiled: list[list[str]] = []
+
+    def compiler(files, _classpath, target):
+        target.mkdir(exist_ok=True)
+        compiled.append([path.name for path in files])
+
+    monkeypatch.setattr(jvm, "compile_kotlin", compiler)
+    for _ in range(2):
+        assert jvm.compile_library(tmp_path / "out") == tmp_path / "out/core"
+    assert compiled == [["One.kt"]]
+    (sources / "One.kt").write_text("class One // changed")
+    jvm.compile_library(tmp_path / "out")
+    (sources / "Two.kt").write_text("class Two")
+    jvm.compile_library(tmp_path / "out")
+    assert compiled == [["One.kt"], ["One.kt"], ["One.kt", "Two.kt"]]
