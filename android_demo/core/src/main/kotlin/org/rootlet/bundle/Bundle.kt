@@ -3,7 +3,6 @@ package org.rootlet.bundle
 import java.io.Closeable
 import java.io.File
 import java.nio.ByteBuffer
-import java.security.MessageDigest
 import java.util.Date
 import org.rootlet.AdapterError
 import org.rootlet.BundleException
@@ -22,6 +21,8 @@ import org.rootlet.wire.SafeTensors
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
 import org.rootlet.wire.WireError
+import org.rootlet.wire.sha256
+import org.rootlet.wire.toHex
 
 /**
  * A verified bundle: the only thing that a device runs (`docs/bundle.md`). Made by [load].
@@ -30,7 +31,7 @@ import org.rootlet.wire.WireError
  */
 class Bundle private constructor(private val archive: Archive, raw: ByteArray, val manifest: Manifest) : Closeable {
     /** SHA-256 (hex) of the manifest's exact bytes; it identifies the bundle. */
-    val manifestSha256: String = sha256(ByteBuffer.wrap(raw))
+    val manifestSha256: String = sha256(ByteBuffer.wrap(raw)).toHex()
 
     /** What lies in `base.bin`, by the role of the graph that uses it. */
     internal val external = HashMap<String, List<ExternalTensor>>()
@@ -75,7 +76,7 @@ class Bundle private constructor(private val archive: Archive, raw: ByteArray, v
             if (content.remaining().toLong() != declared.size) {
                 throw HashMismatchError("$name: ${content.remaining()} bytes; the manifest declares ${declared.size}")
             }
-            val digest = sha256(content)
+            val digest = sha256(content).toHex()
             if (digest != declared.sha256) {
                 throw HashMismatchError("$name: its SHA-256 is $digest; the manifest declares ${declared.sha256}")
             }
@@ -198,13 +199,6 @@ internal fun checkTensors(tensors: Map<String, Any>, specs: List<TensorSpec>): M
         }
         spec.name to tensor
     }
-}
-
-/** SHA-256 (hex) of what is left in the buffer, which stays where it is. */
-internal fun sha256(content: ByteBuffer): String {
-    val digest = MessageDigest.getInstance("SHA-256")
-    digest.update(content.duplicate())
-    return digest.digest().toHex()
 }
 
 private fun ByteBuffer.toByteArray(): ByteArray = ByteArray(remaining()).also { duplicate().get(it) }

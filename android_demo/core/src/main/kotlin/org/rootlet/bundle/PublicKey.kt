@@ -2,6 +2,7 @@ package org.rootlet.bundle
 
 import org.bouncycastle.crypto.params.Ed25519PublicKeyParameters
 import org.bouncycastle.crypto.signers.Ed25519Signer
+import org.rootlet.wire.toHex
 
 /**
  * A publisher's raw Ed25519 public key (RFC 8032), 32 bytes. Android's own providers know Ed25519
@@ -37,6 +38,3 @@ class PublicKey(raw: ByteArray) {
         }
     }
 }
-
-/** Lower-case hexadecimal. */
-internal fun ByteArray.toHex(): String = joinToString("") { "%02x".format(it) }

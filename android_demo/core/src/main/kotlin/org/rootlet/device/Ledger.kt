@@ -1,10 +1,8 @@
 package org.rootlet.device
 
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
 import java.io.RandomAccessFile
-import java.security.MessageDigest
 import java.text.SimpleDateFormat
 import java.util.Date
 import java.util.Locale
@@ -13,6 +11,9 @@ import org.rootlet.RootletException
 import org.rootlet.wire.CanonicalJson
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
+import org.rootlet.wire.replaceFile
+import org.rootlet.wire.sha256
+import org.rootlet.wire.toHex
 
 /** The ledger is broken, or cannot be written. */
 class LedgerError(message: String, cause: Throwable? = null) : RootletException(message, cause)
@@ -92,12 +93,8 @@ class Ledger(private val folder: File, known: LedgerHead? = null) {
     }
 
     private fun writeHead() = disk {
-        val fresh = File(folder, "$HEAD.new")
-        FileOutputStream(fresh).use {
-            it.write(CanonicalJson.line(linkedMapOf("number" to head.number, "hash" to head.hash)).toByteArray())
-            it.fd.sync()
-        }
-        if (!fresh.renameTo(File(folder, HEAD))) throw IOException("$HEAD cannot be replaced")
+        val line = CanonicalJson.line(linkedMapOf("number" to head.number, "hash" to head.hash))
+        replaceFile(File(folder, HEAD), line.toByteArray())
     }
 
     private fun takeOutTornLine(): Long {
@@ -182,7 +179,7 @@ class Ledger(private val folder: File, known: LedgerHead? = null) {
 
         private fun hash(body: Map<String, Any?>): String {
             val content = "${body["previous"]}\n${CanonicalJson.of(body - "previous")}".toByteArray()
-            return MessageDigest.getInstance("SHA-256").digest(content).joinToString("") { "%02x".format(it) }
+            return sha256(content).toHex()
         }
 
         /** As a line has it: UTC, to the millisecond. */

@@ -1,12 +1,11 @@
 package org.rootlet.device
 
 import java.io.File
-import java.io.FileOutputStream
-import java.io.IOException
 import org.rootlet.wire.CanonicalJson
 import org.rootlet.wire.JsonObject
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
+import org.rootlet.wire.replaceFile
 
 /** A small file of the app's own, replaced at once or not at all. */
 internal class PrivateFile(private val file: File) {
@@ -20,18 +19,10 @@ internal class PrivateFile(private val file: File) {
         null
     }
 
-    /** Writes [content], to the disk. @throws IOException it is full, or refuses. */
-    fun write(content: ByteArray) {
-        file.parentFile?.mkdirs()
-        val fresh = File(file.path + ".new")
-        FileOutputStream(fresh).use {
-            it.write(content)
-            it.fd.sync()
-        }
-        if (!fresh.renameTo(file)) throw IOException("$file cannot be replaced: make room")
-    }
+    /** Writes [content], to the disk. @throws java.io.IOException it is full, or refuses. */
+    fun write(content: ByteArray) = replaceFile(file, content)
 
-    /** Writes a JSON object. @throws IOException as [write]. */
+    /** Writes a JSON object. @throws java.io.IOException as [write]. */
     fun writeObject(fields: Map<String, Any?>) = write(CanonicalJson.line(fields).toByteArray())
 
     /** Removes it. */

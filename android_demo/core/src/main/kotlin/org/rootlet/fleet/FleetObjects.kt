@@ -1,6 +1,7 @@
 package org.rootlet.fleet
 
-import java.security.MessageDigest
+import org.rootlet.wire.sha256
+import org.rootlet.wire.toHex
 
 /**
  * What a device is willing to receive in one message.
@@ -38,7 +39,7 @@ class ObjectSet {
     fun add(kind: String, children: List<String>, body: ByteArray): String {
         val unique = children.distinct()
         val content = "$kind ${unique.joinToString(",")} ${body.size}\u0000".toByteArray(Charsets.US_ASCII) + body
-        val id = sha256(content)
+        val id = sha256(content).toHex()
         found[id] = content
         this.children[id] = unique
         return id
@@ -116,7 +117,7 @@ object FleetObjects {
         if (content.size > limits.objectBytes) {
             throw ProtocolError("object $id has ${content.size} bytes; the limit is ${limits.objectBytes}")
         }
-        if (sha256(content) != id) throw ProtocolError("object $id does not match its hash")
+        if (sha256(content).toHex() != id) throw ProtocolError("object $id does not match its hash")
     }
 
     private fun addRecord(objects: ObjectSet, record: Record): String = when (record) {
@@ -139,9 +140,6 @@ object FleetObjects {
         return objects.add("Array", unique, description.toByteArray(Charsets.US_ASCII))
     }
 }
-
-internal fun sha256(content: ByteArray): String =
-    MessageDigest.getInstance("SHA-256").digest(content).joinToString("") { "%02x".format(it) }
 
 /** JSON in ASCII, with the spaces that Python writes, so that equal records have equal objects. */
 private fun jsonOfTexts(texts: Map<String, String>): ByteArray =

@@ -1,16 +1,16 @@
 package org.rootlet.fleet
 
 import java.io.ByteArrayInputStream
+import java.io.ByteArrayOutputStream
 import java.io.DataInputStream
 import java.io.DataOutputStream
-import java.io.ByteArrayOutputStream
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
 import java.nio.ByteBuffer
-import java.nio.file.Files
-import java.nio.file.StandardCopyOption
 import org.rootlet.wire.WireError
+import org.rootlet.wire.replaceFile
+import org.rootlet.wire.sha256
+import org.rootlet.wire.toHex
 
 /** How far a device is with its message. */
 enum class Stage { EMPTY, PULLED, FETCHED, ANSWERED }
@@ -75,7 +75,7 @@ class Mailbox(private val folder: File? = null) {
 
     /** Keeps the node id that a server gave to a key. @throws IOException the disk refuses. */
     fun rememberNode(address: String, publicKey: ByteArray, nodeId: Long) {
-        nodeFile?.let { writeAtomically(it, "${identity(address, publicKey)} ${unsigned(nodeId)}".toByteArray()) }
+        nodeFile?.let { replaceFile(it, "${identity(address, publicKey)} ${unsigned(nodeId)}".toByteArray()) }
     }
 
     /** The node id that this server gave to this key; 0 where unknown. */
@@ -114,7 +114,7 @@ class Mailbox(private val folder: File? = null) {
             out.writeInt(blob.size)
             out.write(blob)
         }
-        writeAtomically(file, bytes.toByteArray())
+        replaceFile(file, bytes.toByteArray())
     }
 
     private fun load(file: File) {
@@ -145,7 +145,7 @@ class Mailbox(private val folder: File? = null) {
     private fun tree(blob: ByteArray) = Codec.readTree(ByteBuffer.wrap(blob), Limits().objects)
 
     private fun whole(tree: ObjectTree, blobs: Collection<ByteArray>): Map<String, ByteArray> {
-        val contents = blobs.associateBy(::sha256)
+        val contents = blobs.associateBy { sha256(it).toHex() }
         if (contents.keys != FleetObjects.treeIds(tree).toSet()) throw IOException("objects are missing or damaged")
         return contents
     }
@@ -161,14 +161,5 @@ class Mailbox(private val folder: File? = null) {
         return found
     }
 
-    private fun writeAtomically(file: File, content: ByteArray) {
-        val temporary = File(file.path + ".new")
-        FileOutputStream(temporary).use {
-            it.write(content)
-            it.fd.sync() // else a power cut could leave the new name with no content
-        }
-        Files.move(temporary.toPath(), file.toPath(), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING)
-    }
-
-    private fun identity(address: String, publicKey: ByteArray): String = sha256(address.toByteArray() + 0 + publicKey)
+    private fun identity(address: String, publicKey: ByteArray): String = sha256(address.toByteArray() + 0 + publicKey).toHex()
 }

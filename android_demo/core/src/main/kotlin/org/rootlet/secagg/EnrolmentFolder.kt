@@ -1,11 +1,9 @@
 package org.rootlet.secagg
 
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
-import java.nio.file.Files
-import java.nio.file.StandardCopyOption
 import org.rootlet.bundle.PublicKey
+import org.rootlet.wire.replaceFile
 
 /**
  * Where a device keeps its identity: `identity` (its private key, 32 bytes), `certificate` and `authority.pub`.
@@ -54,15 +52,7 @@ class EnrolmentFolder(private val folder: File) {
         Identity(key(), Certificate.verify(certificate.readBytes(), authority), authority)
     }
 
-    private fun write(name: String, content: ByteArray) {
-        folder.mkdirs()
-        val fresh = File(folder, "$name.new")
-        FileOutputStream(fresh).use {
-            it.write(content)
-            it.fd.sync()
-        }
-        Files.move(fresh.toPath(), File(folder, name).toPath(), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING)
-    }
+    private fun write(name: String, content: ByteArray) = replaceFile(File(folder, name), content)
 
     private fun <T> disk(work: () -> T): T = try {
         work()

@@ -1,11 +1,8 @@
 package org.rootlet.secagg
 
 import java.io.File
-import java.io.FileOutputStream
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
-import java.nio.file.Files
-import java.nio.file.StandardCopyOption
 import org.rootlet.fleet.Answer
 import org.rootlet.fleet.ArrayRecord
 import org.rootlet.fleet.ConfigError
@@ -14,6 +11,7 @@ import org.rootlet.fleet.MetricRecord
 import org.rootlet.fleet.NpyArray
 import org.rootlet.fleet.RecordError
 import org.rootlet.wire.CanonicalJson
+import org.rootlet.wire.replaceFile
 
 /**
  * What a device insists on before it shares anything, whatever the server asks.
@@ -72,12 +70,7 @@ class UsedRounds(private val file: File?) {
         if (!used.add(roundId)) refuse("round ${roundId.take(8)}… was begun before")
         if (used.size > REMEMBERED) used.remove(used.first())
         if (file == null) return
-        val fresh = File("${file.path}.new")
-        FileOutputStream(fresh).use {
-            it.write(used.joinToString("\n").toByteArray())
-            it.fd.sync()
-        }
-        Files.move(fresh.toPath(), file.toPath(), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING)
+        replaceFile(file, used.joinToString("\n").toByteArray())
     }
 
     private companion object {

@@ -1,7 +1,6 @@
 package org.rootlet.training
 
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
 import java.nio.ByteBuffer
 import java.security.MessageDigest
@@ -9,10 +8,12 @@ import org.rootlet.AdapterError
 import org.rootlet.CheckpointError
 import org.rootlet.bundle.TensorSpec
 import org.rootlet.bundle.checkTensors
-import org.rootlet.bundle.toHex
 import org.rootlet.wire.FloatTensor
 import org.rootlet.wire.SafeTensors
 import org.rootlet.wire.WireError
+import org.rootlet.wire.replaceFile
+import org.rootlet.wire.sha256
+import org.rootlet.wire.toHex
 
 /** Adapter and optimiser tensors by name, and the steps since the optimiser was reset. */
 class TrainState(val adapter: Map<String, FloatTensor>, val optimizer: Map<String, FloatTensor>, val steps: Int)
@@ -70,14 +71,8 @@ internal class FitCheckpoint(private val file: File, private val belongsTo: Stri
         val named = state.adapter.mapKeys { ADAPTER + it.key } + state.optimizer.mapKeys { OPTIMIZER + it.key }
         val metadata = mapOf("belongs_to" to belongsTo, "step" to "$step", "steps" to "${state.steps}")
         val tensors = SafeTensors.write(named, metadata)
-        val fresh = File(file.path + ".new")
         try {
-            FileOutputStream(fresh).use {
-                it.write(sha256(tensors))
-                it.write(tensors)
-                it.fd.sync()
-            }
-            if (!fresh.renameTo(file)) throw IOException("cannot be renamed")
+            replaceFile(file, sha256(tensors), tensors)
         } catch (error: IOException) {
             throw CheckpointError("$file: cannot be written: ${error.message}", error)
         }
@@ -87,8 +82,6 @@ internal class FitCheckpoint(private val file: File, private val belongsTo: Stri
     fun remove() {
         if (file.exists() && !file.delete()) throw CheckpointError("$file: cannot be deleted")
     }
-
-    private fun sha256(content: ByteArray): ByteArray = MessageDigest.getInstance("SHA-256").digest(content)
 
     private companion object {
         const val DIGEST_BYTES = 32

@@ -1,15 +1,14 @@
 package org.rootlet.training
 
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
 import java.nio.ByteBuffer
-import java.nio.file.Files
-import java.nio.file.StandardCopyOption
 import java.security.MessageDigest
 import org.rootlet.CheckpointError
 import org.rootlet.DataError
 import org.rootlet.bundle.Manifest
+import org.rootlet.wire.replaceFile
+import org.rootlet.wire.sha256
 
 /**
  * A bounded sample of all examples ever seen, trained on again so that they stay learnt. What it holds is raw
@@ -103,14 +102,8 @@ class ReplayBuffer internal constructor(private val manifest: Manifest, val capa
         for ((from, width) in listOf(x to xBytes, y to yBytes)) {
             content.put(from.duplicate().apply { clear(); limit(size * width) })
         }
-        val fresh = File(file.path + ".new")
         try {
-            FileOutputStream(fresh).use {
-                it.write(digest(content.array()))
-                it.write(content.array())
-                it.fd.sync()
-            }
-            Files.move(fresh.toPath(), file.toPath(), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING)
+            replaceFile(file, digest(content.array()), content.array())
         } catch (error: IOException) {
             throw CheckpointError("$file: cannot be written: ${error.message}", error)
         }
@@ -153,10 +146,9 @@ class ReplayBuffer internal constructor(private val manifest: Manifest, val capa
         if (selection == Selection.UNIFORM) UniformReservoir(capacity) else BalancedReservoir(capacity, manifest.numOutputs)
 
     /** Over the content and all that it depends on. */
-    private fun digest(content: ByteArray): ByteArray = MessageDigest.getInstance("SHA-256").run {
-        update("rootlet-replay-1 $capacity ${selection.wire} ${manifest.x.dtype} ${manifest.x.elements} ${manifest.y}".toByteArray())
-        update(content)
-        digest()
+    private fun digest(content: ByteArray): ByteArray {
+        val settings = "rootlet-replay-1 $capacity ${selection.wire} ${manifest.x.dtype} ${manifest.x.elements} ${manifest.y}"
+        return sha256(settings.toByteArray(), content)
     }
 
     private companion object {

@@ -1,0 +1,41 @@
+package org.rootlet.wire
+
+import java.io.File
+import java.io.FileOutputStream
+import java.io.IOException
+import java.nio.ByteBuffer
+import java.nio.file.Files
+import java.nio.file.StandardCopyOption
+import java.security.MessageDigest
+
+/**
+ * Replaces [file] by [parts], one after the other: at once or not at all, also in a crash or a power cut.
+ *
+ * The content reaches the disk before the name does; else the new name could be left with no content.
+ *
+ * @throws IOException the disk is full, or refuses; the file is as it was.
+ */
+internal fun replaceFile(file: File, vararg parts: ByteArray) {
+    file.parentFile?.mkdirs()
+    val fresh = File("${file.path}.new")
+    FileOutputStream(fresh).use {
+        for (part in parts) it.write(part)
+        it.fd.sync()
+    }
+    Files.move(fresh.toPath(), file.toPath(), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING)
+}
+
+/** SHA-256 of the parts, one after the other. */
+internal fun sha256(vararg parts: ByteArray): ByteArray = MessageDigest.getInstance("SHA-256").run {
+    for (part in parts) update(part)
+    digest()
+}
+
+/** SHA-256 of what is left in the buffer, which stays where it is. */
+internal fun sha256(content: ByteBuffer): ByteArray = MessageDigest.getInstance("SHA-256").run {
+    update(content.duplicate())
+    digest()
+}
+
+/** Lower-case hexadecimal. */
+internal fun ByteArray.toHex(): String = joinToString("") { "%02x".format(it) }
