@@ -13,6 +13,13 @@ android {
         targetSdk = 34
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
+    buildTypes {
+        release {
+            isMinifyEnabled = true
+            proguardFiles("../build/shrink.pro")
+        }
+    }
+    for (type in listOf("debug", "release")) sourceSets.getByName(type).manifest.srcFile("src/gradle/AndroidManifest.xml")
 }
 
 dependencies {
