@@ -9,6 +9,8 @@ _CLASS, _FIELD, _METHOD, _INTERFACE_METHOD, _NAME_AND_TYPE, _UTF8 = 7, 9, 10, 11
 _SIZES = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4,
           18: 4, 19: 2, 20: 2}  # fmt: skip
 
+_ANNOTATION = 0x2000
+
 _IN_DESCRIPTOR = re.compile(r"L([\w/$-]+);")
 
 
@@ -55,6 +57,11 @@ def references(content: bytes) -> References:
             classes |= set(_classes_in(text(_short(raw, 2))))
     own = class_name(_short(content, end + 2))
     return References(own, frozenset(classes), frozenset(members))
+
+
+def is_annotation(content: bytes) -> bool:
+    """Whether a class file declares an annotation."""
+    return bool(_short(content, _pool(content)[1]) & _ANNOTATION)
 
 
 def _pool(content: bytes) -> tuple[dict[int, tuple[int, bytes]], int]:

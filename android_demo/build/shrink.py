@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from classfiles import references
+from classfiles import is_annotation, references
 from fetch import KOTLIN, R8, BuildError, debian_jar, fetched
 from jvm import onnxruntime_jar, run
 
@@ -57,19 +57,38 @@ def dex(
     Raises:
         BuildError: R8 refuses, a class that is nowhere included.
     """
+    (work / "dex").mkdir()
+    r8(classes, work, rules, ["--min-api", str(min_sdk), "--lib", stubs], work / "dex")
+
+
+def r8(
+    classes: Mapping[str, bytes],
+    work: Path,
+    rules: Sequence[Path],
+    options: Sequence[str | Path],
+    target: Path,
+) -> None:
+    """What ``rules`` keep, and what that reaches, in the form that ``options`` ask for.
+
+    Raises:
+        BuildError: R8 refuses, a class that is nowhere included.
+    """
     jar, platform = work / "classes.jar", work / "java8.jar"
-    tools = fetched(KOTLIN)  # ours and Kotlin's own classes carry annotations that are nowhere else
-    annotations = {**_jar(tools / "kotlin-stdlib.jar"), **_jar(tools / "annotations-13.0.jar")}
+    tools = fetched(KOTLIN)  # R8 asks for the annotations that classes carry, and leaves them out
+    annotations = {
+        name: content
+        for library in ("kotlin-stdlib.jar", "annotations-13.0.jar")
+        for name, content in _jar(tools / library).items()
+        if is_annotation(content)
+    }
     with zipfile.ZipFile(jar, "w") as archive:
         for name, content in sorted({**annotations, **classes}.items()):
             archive.writestr(name, content)
     java_api(platform)
-    (work / "dex").mkdir()
     kept = [part for path in (RULES, *rules) for part in ("--pg-conf", path)]
     run(
         ["java", "-Xmx1g", "-cp", fetched(R8) / "bundletool.jar", "com.android.tools.r8.R8",
-         "--release", "--min-api", str(min_sdk), "--lib", stubs, "--lib", platform, *kept,
-         "--output", work / "dex", jar],
+         "--release", *options, "--lib", platform, *kept, "--output", target, jar],
         "R8",
     )  # fmt: skip
 

@@ -1,12 +1,14 @@
 """What the app does behind its screen, in a JVM, in a federation over a real SuperLink with TLS.
 
 Run by `.ci/android`, which has built the library. The key lies in a PKCS #12 store here, and in the
-Android Keystore on a phone: the same class signs with either.
+Android Keystore on a phone: the same class signs with either. The library is shrunk by R8, with the
+rules of the APK, and nothing of it is there that the rules and this `main` do not reach.
 """
 
 import datetime
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern"),  # flwr's, building an app
 ]
 
-BUILD = Path(__file__).parents[2] / "android_demo/build/build.py"
+BUILD = Path(__file__).parents[2] / "android_demo/build"
+sys.path.insert(0, str(BUILD))
+import jvm  # noqa: E402
+import shrink  # noqa: E402
+
+MAIN = "org.rootlet.device.PhoneMainKt"
 WORD = b"a-password"
 ROUNDS = 2
 
@@ -47,7 +54,28 @@ def key_store(path: Path) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.PEM, form)
 
 
-def test_a_phone_takes_part_and_tells_what_left_it(mlp_bundle, tmp_path):
+@pytest.fixture
+def phone_command(tmp_path):
+    """The command that runs the shrunk library, up to its arguments."""
+    classes = {
+        path.relative_to(jvm.OUT / root).as_posix(): path.read_bytes()
+        for root in ("core", "core-test")
+        for path in (jvm.OUT / root).rglob("*.class")
+        if root == "core" or path.stem.startswith(("PhoneMain", "TestKeys"))
+    }
+    rules, jar = tmp_path / "main.pro", tmp_path / "shrunk.jar"
+    rules.write_text(f"-keep class {MAIN} {{ public static void main(java.lang.String[]); }}\n")
+    packed = {**classes, **shrink.reached(classes, jvm.OUT)}
+    shrink.r8(packed, tmp_path, [rules], ["--classfile"], jar)
+    with zipfile.ZipFile(jar) as shrunk:
+        names = set(shrunk.namelist())
+    assert "org/rootlet/device/PhoneDevice.class" in names
+    assert "org/rootlet/fleet/PemNodeKey.class" not in names
+    before, engine = jvm.engine_options(jvm.OUT)
+    return [*before, *jvm.java_command([jar], MAIN, *engine)]
+
+
+def test_a_phone_takes_part_and_tells_what_left_it(mlp_bundle, tmp_path, phone_command):
     phone = tmp_path / "phone"
     (tmp_path / "keys").mkdir()
     phone.mkdir()
@@ -62,9 +90,15 @@ def test_a_phone_takes_part_and_tells_what_left_it(mlp_bundle, tmp_path):
             processes[0].stdin = None
         if event.kind == "listening":
             assert event.node_auth
-            command = [sys.executable, BUILD, "run", "org.rootlet.device.PhoneMainKt"]
             publisher = public_key_hex(mlp_bundle.trusted_keys[0])
-            command += [event.address, event.root_certificate, mlp_bundle.path, publisher, phone]
+            command = [
+                *phone_command,
+                event.address,
+                event.root_certificate,
+                mlp_bundle.path,
+                publisher,
+                phone,
+            ]
             processes.append(
                 subprocess.Popen(
                     command,
