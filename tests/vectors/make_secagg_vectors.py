@@ -7,21 +7,24 @@ Everything is fixed, nothing is drawn; bytes are in hexadecimal.
 
 import hashlib
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rootlet.epsilon import epsilon_at_most
-from rootlet.secagg import keys, shamir
+from rootlet.secagg import keys, shamir, update
 from rootlet.secagg.graph import degree_for, neighbours, threshold_for
 from rootlet.secagg.masks import STREAMS, add_masks, keystream
 from rootlet.secagg.plan import NoisePlan, SecurePlan
 from rootlet.secagg.quantise import quantise
 from rootlet.secagg.roster import Advertisement, Roster, live_statement, to_bitmap
 from rootlet.secagg.rotation import rotate
-from rootlet.secagg.update import clipped
+from rootlet.secagg.update import clipped, encode, flat, unflat
 from rootlet_runtime.noise import discrete_gaussian
 from rootlet_runtime.private_report import PrivacySpent
 
@@ -152,16 +155,16 @@ def number_vectors():
     }
 
 
+def pieces(name):
+    """A generator that gives piece after piece of one keystream."""
+    stream = iter(keystream(seed(name), 2**20))
+    return lambda n: bytes(next(stream) for _ in range(n))
+
+
 def noise_vectors():
-    """Draws from a generator that gives piece after piece of one keystream."""
     found = []
     for scale_bits in (2, 6, 24):
-        stream = iter(keystream(seed("noise"), 2**20))
-        draws = discrete_gaussian(
-            50,
-            lambda n, stream=stream: bytes(next(stream) for _ in range(n)),
-            scale_bits=scale_bits,
-        )
+        draws = discrete_gaussian(50, pieces("noise"), scale_bits=scale_bits)
         found.append(
             {"scale_bits": scale_bits, "key": seed("noise").hex(), "draws": draws.tolist()}
         )
@@ -200,6 +203,49 @@ def privacy_vectors():
     }
 
 
+def encoded_vectors():
+    """A device's whole numbers, of what the operating system would have drawn."""
+    found = []
+    values = (np.arange(40) * 7 % 19 - 9).astype(np.float32) / 16  # longer than 1
+    for plan in [replace(each, values=40) for each in plans()]:
+        source = pieces("encoded")
+        noise = partial(discrete_gaussian, random_bytes=source)
+        with (
+            mock.patch("os.urandom", source),
+            mock.patch.object(update, "discrete_gaussian", noise),
+        ):
+            whole = encode(values, plan)
+        found.append(
+            {
+                "plan": plan.raw.decode(),
+                "key": seed("encoded").hex(),
+                "update": values.tolist(),
+                "whole": whole.tolist(),
+            }
+        )
+    return found
+
+
+def clipped_vectors():
+    """The adapter that answers a round with the server's noise, by its bits."""
+    words = np.frombuffer(keystream(seed("clipped"), 2 * 4 * 300), "<u4").reshape(2, 300)
+    received, step = (words / 2.0**31 - 1).astype(np.float32)
+    before = {"b": received[:100].reshape(4, 25), "a": received[100:]}
+    after = {"b": before["b"] + step[:100].reshape(4, 25), "a": before["a"] + step[100:]}
+    short = clipped(flat(after) - flat(before), 0.5)
+    answered = unflat(flat(before) + short, after)
+
+    def bits(arrays):
+        return {name: array.astype("<f4").tobytes().hex() for name, array in arrays.items()}
+
+    return {
+        "max_norm": 0.5,
+        "received": bits(before),
+        "trained": bits(after),
+        "answered": bits(answered),
+    }
+
+
 def vectors():
     """All of them."""
     return {
@@ -212,6 +258,8 @@ def vectors():
         "numbers": number_vectors(),
         "noise": noise_vectors(),
         "privacy": privacy_vectors(),
+        "encoded": encoded_vectors(),
+        "clipped": clipped_vectors(),
     }
 
 

@@ -14,16 +14,24 @@ from rootlet.secagg.masks import STREAMS, keystream
 VECTORS = Path(__file__).parents[2] / "vectors"
 
 
-@pytest.fixture(scope="module")
-def made():
-    spec = importlib.util.spec_from_file_location("maker", VECTORS / "make_secagg_vectors.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, VECTORS / f"{name}.py")
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    return json.loads(json.dumps(maker.vectors()))
+    return maker
+
+
+@pytest.fixture(scope="module")
+def made():
+    return json.loads(json.dumps(loaded("make_secagg_vectors").vectors()))
 
 
 @pytest.mark.parametrize(
-    "part", ["shamir", "masks", "keys", "graphs", "plans", "roster", "numbers"]
+    "part",
+    [
+        *("shamir", "masks", "keys", "graphs", "plans", "roster", "numbers"),
+        *("noise", "privacy", "encoded", "clipped"),
+    ],
 )
 def test_our_own_answers_are_those_of_the_file(made, part):
     committed = json.loads((VECTORS / "secagg.json").read_text())
@@ -31,7 +39,16 @@ def test_our_own_answers_are_those_of_the_file(made, part):
     if part == "numbers":
         rotated = committed[part].pop("rotated_unit_vector_3_of_11")
         assert made[part].pop("rotated_unit_vector_3_of_11") == pytest.approx(rotated, abs=1e-12)
+    if part == "privacy":
+        bounds = [case.pop("at_most") for case in committed[part]["epsilon"]]
+        found = [case.pop("at_most") for case in made[part]["epsilon"]]
+        assert found == pytest.approx(bounds, rel=1e-12)
     assert made[part] == committed[part]
+
+
+def test_refusals_are_in_the_words_of_the_file():
+    found = json.loads(json.dumps(loaded("make_secagg_refusals").refusals()))
+    assert found == json.loads((VECTORS / "secagg_refusals.json").read_text())
 
 
 def test_x25519_by_rfc_7748_section_6_1():
