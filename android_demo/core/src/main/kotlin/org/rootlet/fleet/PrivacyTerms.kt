@@ -16,7 +16,7 @@ internal class PrivacyTerms private constructor(val maxNorm: Double, val noiseMu
         var at = 0
         val adapter = received.keys.sorted().associateWith { name ->
             val array = received.getValue(name)
-            NpyArray.of(array.shape, array.floats().map { (it + step[at++].toFloat()) }.toFloatArray())
+            NpyArray.of(array.shape, array.floats().map { (it + step[at++]).toFloat() }.toFloatArray())
         }
         val size = adapter.values.sumOf { it.data.size.toLong() }
         val ordered = received.keys.associateWith { adapter.getValue(it) }
