@@ -1,6 +1,5 @@
 package org.rootlet.secagg
 
-import java.security.SecureRandom
 import org.bouncycastle.crypto.params.X25519PrivateKeyParameters
 
 /** What a device gives out of a neighbour: a share of its seed, where it is there, or of its mask key, where it is lost. */
@@ -27,7 +26,7 @@ internal class DeviceRound(private val identity: Identity, val plan: SecurePlan)
     private var stage = Stage.ADVERTISE
     private var channel: X25519PrivateKeyParameters? = RoundKeys.privateKey()
     private var mask: X25519PrivateKeyParameters? = RoundKeys.privateKey()
-    private var seed = ByteArray(Shamir.SECRET_BYTES).also(random::nextBytes)
+    private var seed = Entropy.bytes(Shamir.SECRET_BYTES)
     private var own: Advertisement? = null
     private var peers: Map<Int, Advertisement> = emptyMap()
     private val channels = HashMap<Int, ByteArray>()
@@ -168,9 +167,5 @@ internal class DeviceRound(private val identity: Identity, val plan: SecurePlan)
 
     private enum class Stage(val wire: String) {
         ADVERTISE("advertise"), SHARE("share"), UPLOAD("upload"), CONFIRM("confirm"), UNMASK("unmask"), OVER("over")
-    }
-
-    private companion object {
-        val random = SecureRandom()
     }
 }

@@ -6,7 +6,6 @@ import java.math.MathContext
 import java.math.RoundingMode
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
-import java.security.SecureRandom
 
 /**
  * Discrete Gaussian noise, exact on integers (Canonne, Kamath & Steinke, "The Discrete Gaussian for Differential
@@ -24,7 +23,7 @@ import java.security.SecureRandom
 internal class DiscreteGaussian(
     private val scaleBits: Int,
     private val margin: Double = MARGIN,
-    private val randomBytes: (Int) -> ByteArray = ::secureBytes,
+    private val randomBytes: (Int) -> ByteArray = Entropy::bytes,
 ) {
     private val scale = 1L shl scaleBits
 
@@ -101,9 +100,6 @@ internal class DiscreteGaussian(
         private const val UNIFORM_BITS = 53
         private const val MORE_BITS = 64
         private const val UNIT = 1.0 / (1L shl UNIFORM_BITS)
-        private val random = SecureRandom()
-
-        private fun secureBytes(count: Int) = ByteArray(count).also(random::nextBytes)
 
         /**
          * `exp(-a / b)` and a bound of its error, by the series at `a / (b 2^k) < 1/2` and k squarings.

@@ -1,6 +1,5 @@
 package org.rootlet.secagg
 
-import java.security.SecureRandom
 import java.text.ParsePosition
 import java.text.SimpleDateFormat
 import java.util.Date
@@ -39,7 +38,7 @@ class RawIdentityKey(private val key: Ed25519PrivateKeyParameters) : IdentityKey
 
     companion object {
         /** A new key. */
-        fun generate(): RawIdentityKey = RawIdentityKey(Ed25519PrivateKeyParameters(SecureRandom()))
+        fun generate(): RawIdentityKey = RawIdentityKey(Ed25519PrivateKeyParameters(Entropy.source))
     }
 }
 
@@ -75,7 +74,7 @@ class Certificate private constructor(val device: ByteArray, val name: String, v
             }
             val found = read(raw, document)
             if (found.expires <= now) {
-                throw EnrolmentError("the certificate of ${found.name} ended on ${found.expires}: enrol it anew, or set this device's clock")
+                throw EnrolmentError("the certificate of ${found.name} ended on ${day(found.expires)}: enrol it anew, or set this device's clock")
             }
             return found
         }
@@ -95,10 +94,13 @@ class Certificate private constructor(val device: ByteArray, val name: String, v
             throw EnrolmentError("the certificate is damaged: ${error.message}", error)
         }
 
+        private fun utc(pattern: String) = SimpleDateFormat(pattern, Locale.ROOT).apply { timeZone = TimeZone.getTimeZone("UTC") }
+
+        private fun day(time: Date) = utc("yyyy-MM-dd").format(time)
+
         private fun instant(text: String): Date {
-            val format = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss'Z'", Locale.ROOT)
+            val format = utc("yyyy-MM-dd'T'HH:mm:ss'Z'")
             format.isLenient = false
-            format.timeZone = TimeZone.getTimeZone("UTC")
             val at = ParsePosition(0)
             val found = format.parse(text, at)
             if (found == null || at.index != text.length) throw EnrolmentError("the certificate is damaged: '$text' is no time in UTC")

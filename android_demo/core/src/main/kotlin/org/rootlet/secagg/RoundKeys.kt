@@ -3,7 +3,6 @@ package org.rootlet.secagg
 import java.nio.ByteBuffer
 import java.security.GeneralSecurityException
 import java.security.MessageDigest
-import java.security.SecureRandom
 import javax.crypto.Cipher
 import javax.crypto.Mac
 import javax.crypto.spec.GCMParameterSpec
@@ -26,9 +25,8 @@ internal object RoundKeys {
     private const val NONCE_BYTES = 12
     private const val TAG_BITS = 128
     private const val KEY_BYTES = 32
-    private val random = SecureRandom()
 
-    fun privateKey(): X25519PrivateKeyParameters = X25519PrivateKeyParameters(random)
+    fun privateKey(): X25519PrivateKeyParameters = X25519PrivateKeyParameters(Entropy.source)
 
     /** A device's place in the roster, 32 bits big-endian. */
     fun place(index: Int): ByteArray = ByteBuffer.allocate(4).putInt(index).array()
@@ -63,7 +61,7 @@ internal object RoundKeys {
 
     /** Encrypts shares from one device to another: nonce, ciphertext and tag. */
     fun seal(key: ByteArray, plain: ByteArray, context: ByteArray, source: Int, target: Int): ByteArray {
-        val nonce = ByteArray(NONCE_BYTES).also(random::nextBytes)
+        val nonce = Entropy.bytes(NONCE_BYTES)
         return nonce + cipher(Cipher.ENCRYPT_MODE, key, nonce, context, source, target).doFinal(plain)
     }
 

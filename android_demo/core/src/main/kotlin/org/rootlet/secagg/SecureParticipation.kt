@@ -11,6 +11,7 @@ import org.rootlet.fleet.MetricRecord
 import org.rootlet.fleet.NpyArray
 import org.rootlet.fleet.RecordError
 import org.rootlet.wire.CanonicalJson
+import org.rootlet.wire.CanonicalJson.general
 import org.rootlet.wire.replaceFile
 
 /**
@@ -45,10 +46,10 @@ data class SecurePolicy(
         if (plan.minLive < minLive) refuse("min_live ${plan.minLive}: this device is in no sum of fewer than $minLive")
         val noise = plan.noise?.noiseMultiplier(plan.values) ?: 0.0
         if (noise < minNoiseMultiplier) {
-            refuse("the round's noise multiplier is ${CanonicalJson.repr(noise)}: this device asks for $minNoiseMultiplier at least")
+            refuse("the round's noise multiplier is ${general(noise, 3)}: this device asks for ${general(minNoiseMultiplier)} at least")
         }
         if (plan.noise != null && plan.noise.clipNorm > maxClipNorm) {
-            refuse("clip_norm ${plan.noise.clipNorm}: this device accepts $maxClipNorm at most")
+            refuse("clip_norm ${general(plan.noise.clipNorm)}: this device accepts ${general(maxClipNorm)} at most")
         }
     }
 }

@@ -1,6 +1,8 @@
 package org.rootlet.secagg
 
+import org.rootlet.fleet.repr
 import org.rootlet.wire.CanonicalJson
+import org.rootlet.wire.CanonicalJson.general
 import org.rootlet.wire.JsonObject
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
@@ -85,7 +87,7 @@ class SecurePlan private constructor(fields: JsonObject, val raw: ByteArray) {
         fields.finish()
         if (schema != SCHEMA) refuse("schema $schema: this version speaks $SCHEMA")
         for ((name, value, digits) in listOf(Triple("round_id", roundId, 32), Triple("manifest_sha256", manifestSha256, 64))) {
-            if (value.length != digits || !HEX.matches(value)) refuse("$name '${value.take(80)}': $digits hex digits are due")
+            if (value.length != digits || !HEX.matches(value)) refuse("$name ${repr(value).take(80)}: $digits hex digits are due")
         }
         bounded("values", values, 1, MAX_VALUES)
         bounded("value_bits", valueBits, 2, 24)
@@ -94,7 +96,7 @@ class SecurePlan private constructor(fields: JsonObject, val raw: ByteArray) {
         bounded("devices", devices, 2, MAX_DEVICES)
         bounded("min_live", minLive, 2, devices)
         bounded("degree", degree, 1, MAX_DEVICES)
-        if (stream !in Masks.STREAMS) refuse("stream '${stream.take(40)}': must be one of ${Masks.STREAMS.joinToString()}")
+        if (stream !in Masks.STREAMS) refuse("stream ${repr(stream).take(40)}: must be one of ${Masks.STREAMS.joinToString()}")
         if (noise != null && noise.honest > minLive) {
             refuse("the noise counts on ${noise.honest} devices, and only $minLive are sure to remain")
         }
@@ -147,9 +149,9 @@ class SecurePlan private constructor(fields: JsonObject, val raw: ByteArray) {
 }
 
 private fun bounded(name: String, value: Long, low: Long, high: Long) {
-    if (value !in low..high) refuse("$name $value: must lie in $low..$high")
+    if (value !in low..high) refuse("$name $value: must lie in ${general(low.toDouble())}..${general(high.toDouble())}")
 }
 
 private fun bounded(name: String, value: Double, low: Double, high: Double) {
-    if (value < low || value > high) refuse("$name ${CanonicalJson.repr(value)}: must lie in $low..$high")
+    if (value !in low..high) refuse("$name ${CanonicalJson.repr(value)}: must lie in ${general(low)}..${general(high)}")
 }

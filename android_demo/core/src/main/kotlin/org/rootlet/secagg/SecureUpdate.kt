@@ -1,8 +1,9 @@
 package org.rootlet.secagg
 
 import java.nio.ByteBuffer
-import java.security.SecureRandom
+import java.nio.ByteOrder
 import org.rootlet.fleet.Adapter
+import org.rootlet.wire.CanonicalJson.general
 
 /**
  * From an adapter's update to the whole numbers that a device adds to a sum.
@@ -17,7 +18,6 @@ import org.rootlet.fleet.Adapter
 internal object SecureUpdate {
     /** Each rounding is short enough with a probability of 0.39 at least: a thousand fail once in 10^200. */
     private const val MOST_ROUNDINGS = 1000
-    private val random = SecureRandom()
 
     /** Trained less received, as one vector in the order of the arrays' names. */
     fun difference(trained: Adapter, received: Adapter): FloatArray {
@@ -31,12 +31,14 @@ internal object SecureUpdate {
     /**
      * The whole numbers of an update, with its share of the noise, [d].
      *
+     * @param randomBytes the generator of roundings and noise; another one in tests with known answers only.
      * @throws SecureRoundRefusedError no rounding is short enough: the plan's numbers do not fit.
      */
-    fun encode(update: FloatArray, plan: SecurePlan): IntArray {
-        val noise = plan.noise ?: return Whole.quantise(update, plan.unitInverse, plan.valueBits.toInt())
-        val rounded = rounded(clipped(update, noise.clipNorm), plan, noise)
-        val draws = DiscreteGaussian(noise.scaleBits.toInt()).draw(update.size)
+    fun encode(update: FloatArray, plan: SecurePlan, randomBytes: (Int) -> ByteArray = Entropy::bytes): IntArray {
+        val noise = plan.noise
+            ?: return Whole.quantise(update, plan.unitInverse, plan.valueBits.toInt(), randomBytes(Whole.KEY_BYTES))
+        val rounded = rounded(clipped(update, noise.clipNorm), plan, noise, randomBytes)
+        val draws = DiscreteGaussian(noise.scaleBits.toInt(), randomBytes = randomBytes).draw(update.size)
         return IntArray(update.size) { rounded[it] + draws[it].toInt() }
     }
 
@@ -49,13 +51,13 @@ internal object SecureUpdate {
         return wide
     }
 
-    private fun rounded(update: DoubleArray, plan: SecurePlan, noise: NoisePlan): IntArray {
+    private fun rounded(update: DoubleArray, plan: SecurePlan, noise: NoisePlan, randomBytes: (Int) -> ByteArray): IntArray {
         val scaled = Whole.rotate(update, plan.digest)
         for (i in scaled.indices) scaled[i] *= noise.unitInverse
         val longest = noise.longest(plan.values)
         val largest = Whole.largestValue(plan.valueBits.toInt())
         repeat(MOST_ROUNDINGS) {
-            val words = ByteBuffer.wrap(ByteArray(4 * scaled.size).also(random::nextBytes))
+            val words = ByteBuffer.wrap(randomBytes(4 * scaled.size)).order(ByteOrder.LITTLE_ENDIAN)
             val whole = IntArray(scaled.size) { i ->
                 val low = Math.floor(scaled[i])
                 val up = (words.getInt(4 * i).toLong() and 0xffffffffL) / TWO_32 < scaled[i] - low
@@ -64,7 +66,7 @@ internal object SecureUpdate {
             if (Math.sqrt(whole.sumOf { it.toDouble() * it }) <= longest) return whole
         }
         refuse(
-            "no rounding of the update is within $longest units: the plan's unit_inverse ${noise.unitInverse} is too small for " +
+            "no rounding of the update is within ${general(longest, 4)} units: the plan's unit_inverse ${general(noise.unitInverse)} is too small for " +
                 "${plan.values} values",
         )
     }

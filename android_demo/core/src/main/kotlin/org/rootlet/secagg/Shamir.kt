@@ -1,7 +1,6 @@
 package org.rootlet.secagg
 
 import java.math.BigInteger
-import java.security.SecureRandom
 
 /**
  * Shamir's secret sharing (1979) over the prime field of `p = 2^256 + 297`.
@@ -15,11 +14,10 @@ internal object Shamir {
     const val SECRET_BYTES = 32
     const val SHARE_BYTES = 33
     val PRIME: BigInteger = BigInteger.ONE.shiftLeft(256) + BigInteger.valueOf(297)
-    private val random = SecureRandom()
 
     /** Uniform below [PRIME]: numbers of 257 bits, drawn again until one is. */
     private fun coefficient(): BigInteger {
-        while (true) BigInteger(PRIME.bitLength(), random).let { if (it < PRIME) return it }
+        while (true) BigInteger(PRIME.bitLength(), Entropy.source).let { if (it < PRIME) return it }
     }
 
     /**

@@ -3,6 +3,7 @@ package org.rootlet.secagg
 import org.rootlet.fleet.ConfigRecord
 import org.rootlet.fleet.RecordError
 import org.rootlet.fleet.Records
+import org.rootlet.fleet.repr
 
 /**
  * One stage's request or reply: the record `secure` with `protocol` 1, `stage` and, but for the first, `round_id`
@@ -65,10 +66,12 @@ internal class StageMessage(val stage: String, val roundId: String, val values: 
             val roundId = record["round_id"]
             val expected = REQUESTS[stage]
             if (stage !is String || roundId !is String || expected == null) {
-                throw RecordError("stage '${"$stage".take(40)}', round_id '${"$roundId".take(40)}': must be a stage's")
+                throw RecordError("stage ${repr(stage).take(40)}, round_id ${repr(roundId).take(40)}: must be a stage's")
             }
             val values = record - setOf("protocol", "stage", "round_id")
-            if (values.keys != expected.keys) throw RecordError("$stage has ${values.keys.sorted()}; expected ${expected.keys.sorted()}")
+            if (values.keys != expected.keys) {
+                throw RecordError("$stage has ${repr(values.keys.sorted()).take(200)}; expected ${repr(expected.keys.sorted())}")
+            }
             for ((name, kind) in expected) check(stage, name, kind, values.getValue(name))
             return StageMessage(stage, roundId, values)
         }

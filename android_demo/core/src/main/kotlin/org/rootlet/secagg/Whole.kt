@@ -1,11 +1,9 @@
 package org.rootlet.secagg
 
-import java.security.SecureRandom
-
 /** Updates as whole numbers: stochastic rounding that saturates, and the rotation that makes it cost little. */
 internal object Whole {
+    const val KEY_BYTES = 32
     private const val UNIFORM_BITS = 16
-    private val random = SecureRandom()
 
     /** The largest size of a value of so many bits: 2^(bits - 1) - 1. */
     fun largestValue(bits: Int): Int = (1 shl (bits - 1)) - 1
@@ -20,7 +18,7 @@ internal object Whole {
      * @param bits of a value.
      * @param key draws u, 16 bits of a keystream each; fresh by default.
      */
-    fun quantise(values: FloatArray, units: Double, bits: Int, key: ByteArray = ByteArray(32).also(random::nextBytes)): IntArray {
+    fun quantise(values: FloatArray, units: Double, bits: Int, key: ByteArray = Entropy.bytes(KEY_BYTES)): IntArray {
         val largest = largestValue(bits)
         val bound = (largest / units).toFloat()
         val words = Masks.keystream(key, 2 * values.size)

@@ -56,6 +56,23 @@ internal object CanonicalJson {
         }
     }
 
+    /** A number as Python's `format(value, ".<digits>g")` has it, for people: so many significant digits. */
+    fun general(value: Double, digits: Int = 6): String {
+        if (value == 0.0 || !value.isFinite()) return if (value == 0.0) "0" else "$value"
+        val (mantissa, exponent) = "%.${digits - 1}e".format(null, value).split("e").let { it[0] to it[1].toInt() }
+        val shown = mantissa.filter { it.isDigit() }.trimEnd('0')
+        val sign = if (value < 0) "-" else ""
+        return sign + when {
+            exponent < -4 || exponent >= digits -> {
+                val fraction = if (shown.length > 1) "." + shown.substring(1) else ""
+                "${shown[0]}${fraction}e${if (exponent < 0) "-" else "+"}${Math.abs(exponent).toString().padStart(2, '0')}"
+            }
+            exponent < 0 -> "0." + "0".repeat(-exponent - 1) + shown
+            shown.length <= exponent + 1 -> shown.padEnd(exponent + 1, '0')
+            else -> shown.substring(0, exponent + 1) + "." + shown.substring(exponent + 1)
+        }
+    }
+
     private fun quoted(text: String): String {
         val out = StringBuilder("\"")
         for (letter in text) {

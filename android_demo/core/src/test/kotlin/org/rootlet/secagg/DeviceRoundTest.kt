@@ -192,8 +192,8 @@ class DeviceRoundTest {
         SecurePolicy(minLive = 4).check(noisy, bundle, 3)
         refusal("install the same bundle") { SecurePolicy(minLive = 4).check(noisy, bundle, 4) }
         refusal("no sum of fewer than 5") { SecurePolicy().check(noisy, bundle, 3) }
-        refusal("asks for 1.0 at least") { SecurePolicy(minLive = 4, minNoiseMultiplier = 1.0).check(noisy, bundle, 3) }
-        refusal("accepts 2.0 at most") { SecurePolicy(minLive = 4, maxClipNorm = 2.0).check(noisy, bundle, 3) }
+        refusal("asks for 1 at least") { SecurePolicy(minLive = 4, minNoiseMultiplier = 1.0).check(noisy, bundle, 3) }
+        refusal("accepts 2 at most") { SecurePolicy(minLive = 4, maxClipNorm = 2.0).check(noisy, bundle, 3) }
     }
 
     /** The first device, after all have shared and it has uploaded. */
