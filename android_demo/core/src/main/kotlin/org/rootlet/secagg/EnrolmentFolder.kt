@@ -3,12 +3,14 @@ package org.rootlet.secagg
 import java.io.File
 import java.io.IOException
 import org.rootlet.bundle.PublicKey
+import org.rootlet.bundle.toHex
 import org.rootlet.wire.replaceFile
 
 /**
  * Where a device keeps its identity: `identity` (its private key, 32 bytes), `certificate` and `authority.pub`.
  *
- * On Android the app's own folder is private to it; Android's Keystore holds no Ed25519 before API 33.
+ * Only their owner may read them, and on Android the app's own folder is private to it; its Keystore holds no Ed25519
+ * before API 33.
  *
  * @param folder made if absent.
  */
@@ -19,11 +21,16 @@ class EnrolmentFolder(private val folder: File) {
      * @throws EnrolmentError the key cannot be read or written.
      */
     fun key(): RawIdentityKey = disk {
+        if (!File(folder, IDENTITY).exists()) write(IDENTITY, RawIdentityKey.generate().seed)
+        kept()
+    }
+
+    /** The identity that was made before. */
+    private fun kept(): RawIdentityKey {
         val file = File(folder, IDENTITY)
-        if (!file.exists()) write(IDENTITY, RawIdentityKey.generate().seed)
         val seed = file.readBytes()
         if (seed.size != PublicKey.BYTES) throw EnrolmentError("$file has ${seed.size} bytes; an identity has ${PublicKey.BYTES}: enrol anew")
-        RawIdentityKey(seed)
+        return RawIdentityKey(seed)
     }
 
     /**
@@ -34,25 +41,31 @@ class EnrolmentFolder(private val folder: File) {
      */
     fun install(certificate: ByteArray, authority: ByteArray): Certificate = disk {
         val key = PublicKey(authority)
-        val identity = Identity(key(), Certificate.verify(certificate, listOf(key)), listOf(key))
+        val checked = Certificate.verify(certificate, listOf(key))
+        val own = key()
+        if (!own.id.contentEquals(checked.device)) {
+            throw EnrolmentError("the certificate is for device ${short(checked.device)}, and this one is ${short(own.id)}")
+        }
         write(AUTHORITY, authority)
         write(CERTIFICATE, certificate)
-        identity.certificate
+        checked
     }
 
     /**
      * The device's identity; null where it is not enrolled.
      *
-     * @throws EnrolmentError it is damaged or expired.
+     * @throws EnrolmentError it is damaged or expired, or the identity is gone; no other is made in its place.
      */
     fun load(): Identity? = disk {
         val certificate = File(folder, CERTIFICATE)
         if (!certificate.exists()) return@disk null
         val authority = listOf(PublicKey(File(folder, AUTHORITY).readBytes()))
-        Identity(key(), Certificate.verify(certificate.readBytes(), authority), authority)
+        Identity(kept(), Certificate.verify(certificate.readBytes(), authority), authority)
     }
 
-    private fun write(name: String, content: ByteArray) = replaceFile(File(folder, name), content)
+    private fun write(name: String, content: ByteArray) = OwnerFile.replace(File(folder, name), content)
+
+    private fun short(id: ByteArray) = id.toHex().take(16) + "…"
 
     private fun <T> disk(work: () -> T): T = try {
         work()

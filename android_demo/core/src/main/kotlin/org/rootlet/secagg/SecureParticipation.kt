@@ -70,8 +70,7 @@ class UsedRounds(private val file: File?) {
     internal fun use(roundId: String) {
         if (!used.add(roundId)) refuse("round ${roundId.take(8)}… was begun before")
         if (used.size > REMEMBERED) used.remove(used.first())
-        if (file == null) return
-        replaceFile(file, used.joinToString("\n").toByteArray())
+        if (file != null) OwnerFile.replace(file, used.joinToString("\n").toByteArray())
     }
 
     private companion object {
