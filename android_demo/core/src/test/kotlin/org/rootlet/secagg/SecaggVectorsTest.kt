@@ -8,6 +8,11 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Test
+import org.rootlet.fleet.ArrayRecord
+import org.rootlet.fleet.ConfigRecord
+import org.rootlet.fleet.Dtype
+import org.rootlet.fleet.NpyArray
+import org.rootlet.fleet.PrivacyTerms
 import org.rootlet.fleet.Vectors
 import org.rootlet.privacy.PrivacySpent
 import org.rootlet.privacy.RenyiPrivacy
@@ -147,20 +152,37 @@ class SecaggVectorsTest {
         assertEquals(3, list("noise").size)
         // With a margin of 2 every single decision is taken exactly, and comes out as doubles took it.
         for (case in list("noise")) for (margin in listOf(DiscreteGaussian.MARGIN, 2.0)) {
-            val stream = Masks.keystream(hex(case["key"]), 1 shl 20)
-            var at = 0
             val bits = (case["scale_bits"] as Long).toInt()
-            val draws = DiscreteGaussian(bits, margin) { count -> stream.copyOfRange(at, at + count).also { at += count } }.draw(50)
+            val draws = DiscreteGaussian(bits, margin, pieces(case["key"])).draw(50)
             assertEquals(case["draws"], draws.toList())
         }
     }
 
     @Test
-    fun drawsHaveTheDeviationOfTheScale() {
-        val draws = DiscreteGaussian(6).draw(20_000)
-        val deviation = Math.sqrt(draws.sumOf { it.toDouble() * it } / draws.size)
-        assertEquals(64.0, deviation, 64 * 5 / Math.sqrt(2.0 * draws.size)) // five standard errors
-        assertEquals(0.0, draws.average(), 5 * 64 / Math.sqrt(draws.size.toDouble()))
+    fun anUpdateIsEncodedAsPythonEncodesIt() {
+        assertEquals(listOf(false, true), list("encoded").map { SecurePlan.parse((it["plan"] as String).toByteArray()).noise != null })
+        for (case in list("encoded")) {
+            val plan = SecurePlan.parse((case["plan"] as String).toByteArray())
+            val update = doubles(case["update"]).map { it.toFloat() }.toFloatArray()
+            assertEquals(ints(case["whole"]), SecureUpdate.encode(update, plan, pieces(case["key"])).toList())
+        }
+    }
+
+    @Test
+    fun aRoundWithTheServersNoiseIsAnsweredWithPythonsBits() {
+        val found = map("clipped")
+        val shapes = mapOf("b" to listOf(4, 25), "a" to listOf(200))
+        fun adapter(name: String) = Vectors.asMap(found[name]).mapValues { NpyArray(Dtype.FLOAT32, shapes.getValue(it.key), hex(it.value)) }
+        val terms = mapOf("unit" to "device", "max_norm" to found["max_norm"]!!, "noise_multiplier" to 1.0, "sample_rate" to 1.0)
+        val answer = PrivacyTerms.of(mapOf("privacy" to ConfigRecord(terms)))!!.clippedAnswer(adapter("trained"), adapter("received"))
+        assertEquals(adapter("answered"), (answer.records.getValue("arrays") as ArrayRecord).arrays)
+    }
+
+    /** A generator that gives piece after piece of one keystream. */
+    private fun pieces(key: Any?): (Int) -> ByteArray {
+        val stream = Masks.keystream(hex(key), 1 shl 20)
+        var at = 0
+        return { count -> stream.copyOfRange(at, at + count).also { at += count } }
     }
 
     @Test
