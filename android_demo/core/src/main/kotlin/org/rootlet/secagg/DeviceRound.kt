@@ -1,6 +1,7 @@
 package org.rootlet.secagg
 
 import org.bouncycastle.crypto.params.X25519PrivateKeyParameters
+import org.rootlet.wire.sha256
 
 /** What a device gives out of a neighbour: a share of its seed, where it is there, or of its mask key, where it is lost. */
 internal class Secret(val ofSeed: Boolean, val share: ByteArray)
@@ -38,7 +39,7 @@ internal class DeviceRound(private val identity: Identity, val plan: SecurePlan)
     /** Fresh keys, signed for this round. */
     fun advertise(): Advertisement = at(Stage.ADVERTISE) {
         val keys = listOf(secret(channel), secret(mask)).map { it.generatePublicKey().encoded }
-        Advertisement.sign(identity.key, identity.certificate.raw, plan, keys[0], keys[1], RoundKeys.sha256(seed)).also { own = it }
+        Advertisement.sign(identity.key, identity.certificate.raw, plan, keys[0], keys[1], sha256(seed)).also { own = it }
     }
 
     /**

@@ -3,8 +3,8 @@ package org.rootlet.secagg
 import java.io.File
 import java.io.IOException
 import org.rootlet.bundle.PublicKey
-import org.rootlet.bundle.toHex
 import org.rootlet.wire.replaceFile
+import org.rootlet.wire.toHex
 
 /**
  * Where a device keeps its identity: `identity` (its private key, 32 bytes), `certificate` and `authority.pub`.
@@ -63,7 +63,7 @@ class EnrolmentFolder(private val folder: File) {
         Identity(kept(), Certificate.verify(certificate.readBytes(), authority), authority)
     }
 
-    private fun write(name: String, content: ByteArray) = OwnerFile.replace(File(folder, name), content)
+    private fun write(name: String, content: ByteArray) = replaceFile(File(folder, name), content)
 
     private fun short(id: ByteArray) = id.toHex().take(16) + "…"
 

@@ -2,6 +2,7 @@ package org.rootlet.secagg
 
 import java.nio.ByteBuffer
 import java.util.Date
+import org.rootlet.wire.sha256
 
 /**
  * A device's fresh keys for one round.
@@ -23,7 +24,7 @@ internal class Advertisement(
     val raw: ByteArray = channelKey + maskKey + commitment + signature + certificate
 
     /** SHA-256 of it. */
-    val digest: ByteArray = RoundKeys.sha256(raw)
+    val digest: ByteArray = sha256(raw)
 
     /**
      * Verifies the certificate and the signature.
@@ -84,7 +85,7 @@ internal class Roster private constructor(val plan: SecurePlan, val ids: List<By
     }
 
     /** SHA-256 over the plan, the ids and the advertisements. */
-    val digest: ByteArray = RoundKeys.sha256(RoundKeys.DOMAIN, "roster".toByteArray(), plan.digest, joined(ids), joined(digests))
+    val digest: ByteArray = sha256(RoundKeys.DOMAIN, "roster".toByteArray(), plan.digest, joined(ids), joined(digests))
 
     /** How many shares give a secret back: t. */
     val threshold: Int get() = plan.threshold(ids.size)

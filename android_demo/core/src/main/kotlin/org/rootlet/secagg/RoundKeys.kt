@@ -2,7 +2,6 @@ package org.rootlet.secagg
 
 import java.nio.ByteBuffer
 import java.security.GeneralSecurityException
-import java.security.MessageDigest
 import javax.crypto.Cipher
 import javax.crypto.Mac
 import javax.crypto.spec.GCMParameterSpec
@@ -10,6 +9,7 @@ import javax.crypto.spec.SecretKeySpec
 import org.bouncycastle.crypto.agreement.X25519Agreement
 import org.bouncycastle.crypto.params.X25519PrivateKeyParameters
 import org.bouncycastle.crypto.params.X25519PublicKeyParameters
+import org.rootlet.wire.sha256
 
 /**
  * Keys of a secure round: X25519 agreements (RFC 7748), and HKDF-SHA256 labels that tell every use apart.
@@ -79,11 +79,6 @@ internal object RoundKeys {
         } catch (_: GeneralSecurityException) {
             refuse(changed)
         }
-    }
-
-    fun sha256(vararg parts: ByteArray): ByteArray = MessageDigest.getInstance("SHA-256").run {
-        for (part in parts) update(part)
-        digest()
     }
 
     private fun cipher(mode: Int, key: ByteArray, nonce: ByteArray, context: ByteArray, source: Int, target: Int): Cipher =

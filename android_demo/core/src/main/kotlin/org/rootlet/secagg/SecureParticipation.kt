@@ -10,7 +10,6 @@ import org.rootlet.fleet.Dtype
 import org.rootlet.fleet.MetricRecord
 import org.rootlet.fleet.NpyArray
 import org.rootlet.fleet.RecordError
-import org.rootlet.wire.CanonicalJson
 import org.rootlet.wire.CanonicalJson.general
 import org.rootlet.wire.replaceFile
 
@@ -70,7 +69,7 @@ class UsedRounds(private val file: File?) {
     internal fun use(roundId: String) {
         if (!used.add(roundId)) refuse("round ${roundId.take(8)}… was begun before")
         if (used.size > REMEMBERED) used.remove(used.first())
-        if (file != null) OwnerFile.replace(file, used.joinToString("\n").toByteArray())
+        if (file != null) replaceFile(file, used.joinToString("\n").toByteArray())
     }
 
     private companion object {

@@ -6,6 +6,7 @@ import org.rootlet.wire.CanonicalJson.general
 import org.rootlet.wire.JsonObject
 import org.rootlet.wire.StrictJson
 import org.rootlet.wire.StrictJsonError
+import org.rootlet.wire.sha256
 
 /**
  * Distributed noise: what each device adds, and what all of it is worth.
@@ -71,7 +72,7 @@ class SecurePlan private constructor(fields: JsonObject, val raw: ByteArray) {
     }
 
     /** SHA-256 of the document. */
-    val digest: ByteArray = RoundKeys.sha256(raw)
+    val digest: ByteArray = sha256(raw)
 
     /** Units in 1.0 of an update's value. */
     val unitInverse: Double get() = noise?.unitInverse ?: (Whole.largestValue(valueBits.toInt()) / bound)

@@ -2,6 +2,7 @@ package org.rootlet.secagg
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import org.rootlet.wire.sha256
 
 /**
  * Who shares secrets with whom (Bell et al. 2020): a random regular graph that nobody chooses.
@@ -29,7 +30,7 @@ internal object SharingGraph {
 
     /** Fisher-Yates by 64-bit words of a keystream; the remainder's bias is below 2^-44. */
     private fun shuffled(context: ByteArray, devices: Int): IntArray {
-        val key = RoundKeys.sha256(RoundKeys.DOMAIN, "graph".toByteArray(), context)
+        val key = sha256(RoundKeys.DOMAIN, "graph".toByteArray(), context)
         val words = ByteBuffer.wrap(Masks.keystream(key, 8 * devices)).order(ByteOrder.LITTLE_ENDIAN)
         val order = IntArray(devices) { it }
         for (last in devices - 1 downTo 1) {

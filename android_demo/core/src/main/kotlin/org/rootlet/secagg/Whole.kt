@@ -1,5 +1,7 @@
 package org.rootlet.secagg
 
+import org.rootlet.wire.sha256
+
 /** Updates as whole numbers: stochastic rounding that saturates, and the rotation that makes it cost little. */
 internal object Whole {
     const val KEY_BYTES = 32
@@ -40,7 +42,7 @@ internal object Whole {
     fun rotate(values: DoubleArray, context: ByteArray): DoubleArray {
         val size = Integer.highestOneBit(values.size)
         val count = (size + 7) / 8
-        val stream = Masks.keystream(RoundKeys.sha256(RoundKeys.DOMAIN, "rotation".toByteArray(), context), 2 * count)
+        val stream = Masks.keystream(sha256(RoundKeys.DOMAIN, "rotation".toByteArray(), context), 2 * count)
         val rotated = values.copyOf()
         for ((part, start) in listOf(0, values.size - size).withIndex()) {
             for (i in 0 until size) {

@@ -56,9 +56,9 @@ internal object CanonicalJson {
         }
     }
 
-    /** A number as Python's `format(value, ".<digits>g")` has it, for people: so many significant digits. */
+    /** A number as Python's `format(value, ".<digits>g")` has it, for people: so many significant digits. Finite. */
     fun general(value: Double, digits: Int = 6): String {
-        if (value == 0.0 || !value.isFinite()) return if (value == 0.0) "0" else "$value"
+        if (value == 0.0) return "0"
         val (mantissa, exponent) = "%.${digits - 1}e".format(null, value).split("e").let { it[0] to it[1].toInt() }
         val shown = mantissa.filter { it.isDigit() }.trimEnd('0')
         val sign = if (value < 0) "-" else ""

@@ -2,22 +2,31 @@ package org.rootlet.wire
 
 import java.io.File
 import java.io.FileOutputStream
-import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.file.Files
 import java.nio.file.StandardCopyOption
+import java.nio.file.attribute.PosixFileAttributeView
+import java.nio.file.attribute.PosixFilePermission
 import java.security.MessageDigest
 
+private val OWNER_ONLY = setOf(PosixFilePermission.OWNER_READ, PosixFilePermission.OWNER_WRITE)
+
 /**
- * Replaces [file] by [parts], one after the other: at once or not at all, also in a crash or a power cut.
+ * Replaces [file] by [parts], one after the other: at once or not at all, also in a crash or a power cut. Only its
+ * owner may read it; its folder is made if absent.
  *
  * The content reaches the disk before the name does; else the new name could be left with no content.
  *
- * @throws IOException the disk is full, or refuses; the file is as it was.
+ * @throws java.io.IOException the disk is full, or refuses; the file is as it was.
  */
 internal fun replaceFile(file: File, vararg parts: ByteArray) {
     file.parentFile?.mkdirs()
     val fresh = File("${file.path}.new")
+    fresh.delete() // of a crash
+    Files.createFile(fresh.toPath())
+    if (Files.getFileAttributeView(fresh.toPath(), PosixFileAttributeView::class.java) != null) {
+        Files.setPosixFilePermissions(fresh.toPath(), OWNER_ONLY) // before a secret is in it
+    }
     FileOutputStream(fresh).use {
         for (part in parts) it.write(part)
         it.fd.sync()

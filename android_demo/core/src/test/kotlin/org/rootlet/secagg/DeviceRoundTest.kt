@@ -15,6 +15,7 @@ import org.junit.Rule
 import org.junit.Test
 import org.junit.rules.TemporaryFolder
 import org.rootlet.fleet.Vectors
+import org.rootlet.wire.sha256
 
 /** Whole rounds between devices of this library; the server's part is written out here. */
 class DeviceRoundTest {
@@ -40,7 +41,7 @@ class DeviceRoundTest {
             assertTrue(given.values.all { it.ofSeed == (place < 5) })
             val secret = combined(given.entries.take(server.roster.threshold).associate { it.key + 1 to it.value.share })
             if (place < 5) {
-                assertArrayEquals(server.advertisements[place].commitment, RoundKeys.sha256(secret))
+                assertArrayEquals(server.advertisements[place].commitment, sha256(secret))
                 Masks.add(sum, 16, listOf(Mask(RoundKeys.derive(secret, "self", context, place), -1)))
             } else {
                 val key = org.bouncycastle.crypto.params.X25519PrivateKeyParameters(secret, 0)

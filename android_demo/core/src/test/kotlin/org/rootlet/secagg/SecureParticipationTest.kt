@@ -24,6 +24,7 @@ import org.rootlet.fleet.Vectors
 import org.rootlet.privacy.PrivacyAccount
 import org.rootlet.privacy.PrivacyPolicy
 import org.rootlet.privacy.PrivacySpent
+import org.rootlet.wire.sha256
 
 /** Enrolled participants, and a server that speaks to them in messages. */
 class SecureParticipationTest {
@@ -85,7 +86,7 @@ class SecureParticipationTest {
             assertEquals(listOf<Any>(1L, "advertise", "%032x".format(1)), answer.values.take(3))
             answer.getValue("advertisement") as ByteArray
         }
-        val rows = keys.zip(adverts).map { (key, advert) -> key.id + RoundKeys.sha256(advert) }.reduce { a, b -> a + b }
+        val rows = keys.zip(adverts).map { (key, advert) -> key.id + sha256(advert) }.reduce { a, b -> a + b }
         val shares = devices.mapIndexed { place, device ->
             val others = adverts.indices - place
             val answer = said(
