@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rootlet_runtime.operators import ALLOWED_OPERATORS
+
 DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "build"))
 import apk  # noqa: E402
@@ -151,3 +153,9 @@ def test_the_library_knows_nothing_of_android():
     sources = list((DEMO / "core/src/main").rglob("*.kt"))
     assert len(sources) > 15
     assert [path.name for path in sources if re.search(r"\bandroidx?\.", path.read_text())] == []
+
+
+def test_the_library_allows_the_operators_that_the_python_runtime_allows():
+    source = DEMO / "core/src/main/kotlin/org/rootlet/bundle/Operators.kt"
+    (names,) = re.findall(r'"""(.*?)"""', source.read_text(), re.DOTALL)
+    assert set(names.split()) == ALLOWED_OPERATORS
