@@ -20,7 +20,6 @@ from rootlet_server.simulation import (
     LocalTraining,
     Pace,
     Progress,
-    Scaffold,
     SecureAggregation,
     run_server_app,
     simulate,
@@ -56,13 +55,6 @@ def median():
     return FedMedian(
         fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
     )
-
-
-def scaffold(devices=12):
-    return Scaffold(
-        devices=devices, fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=1,
-        min_available_nodes=1,
-    )  # fmt: skip
 
 
 def check_same(one, other, atol=0.0):
@@ -332,76 +324,3 @@ def test_results_are_read_back_as_they_were(run, tmp_path, test_examples):
 
 def test_one_client_at_a_time_is_a_stated_fallback(run):
     check_same(run(), run(vectorise=False), atol=1e-5)
-
-
-def scaffold_by_devices(bundle, population, training, seed, rounds):
-    """SCAFFOLD of `rootlet serve` over devices that keep their control variates."""
-    from rootlet.controls import Controls
-    from rootlet_runtime.schedule import ROUND
-    from rootlet_runtime.trainer import Trainer
-    from rootlet_server.federation.strategies.scaffold import Scaffold as Rule
-    from rootlet_server.federation.strategies.strategy import Update
-    from rootlet_server.simulation.device_engine import Drawn
-
-    trainer, adapter = Trainer(bundle), bundle.initial_adapter()
-    rule = Rule(devices=len(population)).start(learning_rate=1.0)
-    kept = [Controls() for _ in range(len(population))]
-    for round_ in range(1, rounds + 1):
-        mean = rule.train_options["control"] or {n: np.zeros_like(v) for n, v in adapter.items()}
-        updates = []
-        for client, drawn in enumerate(client_seeds(seed, round_, range(len(population)))):
-            x, y = population.examples(client)
-            control = kept[client].begin(mean, bundle.manifest)
-            trainer.load_adapter(adapter)
-            result = trainer.fit(
-                x, y, epochs=training.epochs, batch_size=training.batch_size,
-                learning_rate=training.learning_rate, rng=Drawn(drawn), schedule=ROUND,
-                elastic=control,
-            )  # fmt: skip
-            trained = trainer.adapter
-            drift = kept[client].finish(control, adapter, trained, result)
-            updates.append(
-                Update(
-                    node=client, received=adapter, trained=trained, num_examples=len(x),
-                    loss=result.loss, control=drift,
-                )
-            )  # fmt: skip
-        adapter = rule.aggregate(round_, adapter, updates)
-    return adapter
-
-
-def test_scaffold_is_that_of_devices_which_remember(run, bundle, population, training):
-    found = run(strategy=scaffold(), rounds=3)
-    expected = scaffold_by_devices(bundle, population, training, 9, 3)
-    plain = run(rounds=3)
-    for name, value in expected.items():
-        moved = np.abs(value - bundle.initial_adapter()[name]).max()
-        np.testing.assert_allclose(found.adapter[name], value, atol=1e-4 * moved)
-        assert np.abs(found.adapter[name] - plain.adapter[name]).max() > 1e-2 * moved
-
-
-def test_scaffold_goes_on_where_it_was_interrupted(run, tmp_path):
-    whole = run(strategy=scaffold(), rounds=3)
-    run(strategy=scaffold(), rounds=2, state_dir=tmp_path)
-    check_same(run(strategy=scaffold(), rounds=3, state_dir=tmp_path), whole)
-
-
-def test_scaffold_is_refused_where_nothing_could_be_kept_or_corrected(
-    run, bundle, population, training
-):
-    with pytest.raises(SimulationConfigError, match="buffer_size does not"):
-        run(strategy=scaffold(), pace=Pace(buffer_size=3), cohort_size=5)
-    with pytest.raises(PreAggregationError, match="Scaffold may read every client's own"):
-        run(strategy=scaffold(), pre_aggregate=True)
-
-    app = ServerApp()
-
-    @app.main()
-    def main(grid, context):
-        from flwr.app import Array, ArrayRecord
-
-        initial = ArrayRecord({n: Array(v) for n, v in bundle.initial_adapter().items()})
-        scaffold().start(grid, initial, num_rounds=1)
-
-    with pytest.raises(SimulationConfigError, match="these clients keep none"):
-        run_server_app(app, bundle, population, seed=9, training=training)
