@@ -8,9 +8,11 @@ buffers keep, and a fit that replays one.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import safetensors.numpy
@@ -18,6 +20,8 @@ import safetensors.numpy
 from rootlet_runtime import Bundle, Trainer
 from rootlet_runtime.energy import count_work
 from rootlet_runtime.replay import Replay, ReplayBuffer, ReplaySettings, quota_bytes
+from rootlet_runtime.reservoir import Selection
+from rootlet_runtime.row_codec import Storage
 from rootlet_runtime.schedule import RateSchedule
 from rootlet_runtime.signing import generate_keypair, public_key_hex
 from rootlet_server.compiler import CompileConfig, compile_bundle
@@ -45,8 +49,7 @@ def main(out: Path) -> None:
                        version=1, signing_key=key, out=folder / "digits.rootlet")  # fmt: skip
         with Bundle.load(folder / "digits.rootlet", trusted_keys=[public]) as bundle:
             write_fit(bundle, data.devices[0].train, folder, public_key_hex(public))
-            if name != "latent":  # of which a buffer here holds inputs, and Python's holds latents
-                write_replay(bundle, data.devices[0].train, folder)
+            write_replay(bundle, data.devices[0].train, folder)
 
 
 def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> None:
@@ -82,15 +85,14 @@ def write_fit(bundle: Bundle, share: object, folder: Path, publisher: str) -> No
 
 def write_replay(bundle: Bundle, share: object, folder: Path) -> None:
     """What buffers keep of some examples, and a fit on others that replays one."""
-    found = {}
-    for selection in ("uniform", "class_balanced"):
-        settings = ReplaySettings(quota_bytes=2**20, selection=selection, storage="exact")
+    trainer, losses, found = Trainer(bundle), [], {}
+    for selection, storage in itertools.product(get_args(Selection), get_args(Storage)):
+        settings = ReplaySettings(quota_bytes=2**20, selection=selection, storage=storage)
         quota = quota_bytes(bundle.manifest, settings, KEPT)
         buffer = ReplayBuffer(bundle.manifest, dataclasses.replace(settings, quota_bytes=quota))
         for part, seed in ((slice(0, 60), 3), (slice(60, 100), 4)):
-            buffer.add(share.x[part], share.y[part], np.random.default_rng(seed))
-        found[selection] = buffer.examples()[0]
-    trainer, losses = Trainer(bundle), []
+            trainer.remember(buffer, share.x[part], share.y[part], np.random.default_rng(seed))
+        found[f"{selection}/{storage}"] = buffer.examples()[0]
     trainer.fit(
         share.x[100:171], share.y[100:171], epochs=5, batch_size=16, learning_rate=0.01,
         rng=np.random.default_rng(7), guard=None, replay=Replay(buffer=buffer, fraction=0.4),

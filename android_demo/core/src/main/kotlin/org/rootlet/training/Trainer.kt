@@ -88,7 +88,7 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
     ): FitResult {
         check(settings)
         val replayed = replay?.buffer?.size ?: 0
-        val learned = latents(if (replay == null || replayed == 0) examples else replay.buffer.after(examples))
+        val learned = latents(examples).let { if (replay == null || replayed == 0) it else replay.buffer.after(it) }
         val size = minOf(settings.batchSize, learned.count)
         val perBatch = if (replay == null || replayed == 0) 0 else replay.rowsPerBatch(size)
         val order = BatchOrder(settings.seed, examples.count, size, replayed, perBatch)
@@ -104,6 +104,18 @@ class Trainer(val bundle: Bundle, threads: Int = 1) : Closeable {
             synchronized(lock) { load(start) }
             throw error
         }
+    }
+
+    /**
+     * Offers examples to a replay buffer, which keeps their latents where the bundle learns from those.
+     *
+     * @param seed decides which are kept, as `numpy.random.default_rng(seed)` would; not negative.
+     * @param used how often they have been trained on.
+     * @throws DataError they are not this bundle's, or cannot be stored; the buffer is as it was.
+     */
+    fun remember(buffer: ReplayBuffer, examples: Examples, seed: Long, used: Int = 0) {
+        if (seed < 0) throw DataError("seed $seed: must not be negative")
+        buffer.add(latents(examples), NumpyRandom(seed), used)
     }
 
     /** Loss and metric of the present adapter. */

@@ -11,35 +11,53 @@ import org.junit.Test
 import org.junit.rules.TemporaryFolder
 import org.rootlet.CheckpointError
 import org.rootlet.DataError
+import org.rootlet.bundle.TensorSpec
 
 class ReplayTest {
     @get:Rule
     val folder = TemporaryFolder()
 
-    private fun filled(reference: Reference, selection: Selection, between: (ReplayBuffer) -> ReplayBuffer = { it }): ReplayBuffer {
-        val buffer = ReplayBuffer(reference.bundle.manifest, CAPACITY, selection)
-        buffer.add(reference.part(0, 60), 3)
-        return between(buffer).also { it.add(reference.part(60, 100), 4) }
+    private fun empty(reference: Reference, selection: Selection, storage: Storage = Storage.UINT8, examples: Int = KEPT): ReplayBuffer {
+        val settings = ReplaySettings(0, selection, storage)
+        return ReplayBuffer(reference.bundle.manifest, settings.copy(quotaBytes = ReplayBuffer.quotaBytes(reference.bundle.manifest, settings, examples)))
     }
 
+    private fun filled(
+        reference: Reference,
+        selection: Selection,
+        storage: Storage = Storage.UINT8,
+        between: (ReplayBuffer) -> ReplayBuffer = { it },
+    ): ReplayBuffer = Trainer(reference.bundle).use { trainer ->
+        val buffer = empty(reference, selection, storage)
+        trainer.remember(buffer, reference.part(0, 60), 3)
+        between(buffer).also { trainer.remember(it, reference.part(60, 100), 4) }
+    }
+
+    /** The rows held, decoded. */
     private fun held(buffer: ReplayBuffer, reference: Reference): FloatArray {
-        val all = buffer.after(reference.part(0, 1))
-        return FloatArray(64 * buffer.size) { all.x.getFloat(4 * (64 + it)) }
+        val width = reference.bundle.manifest.learnsFrom.elements.toInt()
+        val none = Examples(1, Examples.direct(width, 4), Examples.direct(1, 8))
+        val all = buffer.after(none)
+        return FloatArray(width * buffer.size) { all.x.getFloat(4 * (width + it)) }
     }
 
     @Test
-    fun aBufferKeepsWhatPythonsKeeps() {
-        val reference = Reference("demo")
-        for (selection in Selection.values()) {
-            val buffer = filled(reference, selection)
-            assertEquals(CAPACITY, buffer.size)
-            assertArrayEquals(reference.replay.getValue(selection.wire).values, held(buffer, reference), 0f)
+    fun aBufferKeepsWhatPythonsKeepsUnderTheSameQuota() {
+        for (name in Reference.NAMES) {
+            val reference = Reference(name)
+            for (selection in Selection.values()) for (storage in Storage.values()) {
+                val buffer = filled(reference, selection, storage)
+                assertEquals(KEPT, buffer.size)
+                val expected = reference.replay.getValue("${selection.wire}/${storage.wire}").values
+                val tolerance = if (name == "latent") 1e-4f else 0f // latents are another build's
+                assertArrayEquals("$name $selection $storage", expected, held(buffer, reference), tolerance)
+            }
         }
     }
 
     @Test
     fun aFitThatReplaysAgreesWithThePythonRuntime() {
-        for (name in listOf("demo", "adam")) {
+        for (name in Reference.NAMES) {
             val reference = Reference(name)
             val buffer = filled(reference, Selection.CLASS_BALANCED)
             val losses = ArrayList<Float>()
@@ -61,31 +79,54 @@ class ReplayTest {
             val file = File(folder.root, selection.wire)
             val again = filled(reference, selection) { first ->
                 first.save(file)
-                ReplayBuffer(reference.bundle.manifest, CAPACITY, selection).also { assertTrue(it.restore(file)) }
+                empty(reference, selection).also { assertTrue(it.restore(file)) }
             }
             assertArrayEquals(held(filled(reference, selection), reference), held(again, reference), 0f)
-            val other = ReplayBuffer(reference.bundle.manifest, CAPACITY + 1, selection)
-            assertThrows(CheckpointError::class.java) { other.restore(file) }
+            for (other in listOf(empty(reference, selection, examples = KEPT + 1), empty(reference, selection, Storage.EXACT))) {
+                assertThrows(CheckpointError::class.java) { other.restore(file) }
+                assertEquals(0, other.size)
+            }
             file.writeBytes(file.readBytes().also { it[50] = (it[50] + 1).toByte() })
             assertThrows(CheckpointError::class.java) { again.restore(file) }
         }
-        assertFalse(ReplayBuffer(reference.bundle.manifest, CAPACITY, Selection.UNIFORM).restore(File(folder.root, "absent")))
+        assertFalse(empty(reference, Selection.UNIFORM).restore(File(folder.root, "absent")))
     }
 
     @Test
     fun theFileStaysUnderItsQuota() {
         val reference = Reference("demo")
-        for (selection in Selection.values()) {
-            val buffer = ReplayBuffer(reference.bundle.manifest, 10_000L, selection)
-            buffer.add(reference.part(0, 171), 1)
-            val file = File(folder.root, "quota-${selection.wire}")
-            buffer.save(file)
-            assertTrue("${file.length()} bytes, ${buffer.size} held", file.length() <= 10_000 && file.length() > 9_000)
-            buffer.clear()
-            assertEquals(0, buffer.size)
+        val manifest = reference.bundle.manifest
+        Trainer(reference.bundle).use { trainer ->
+            for (selection in Selection.values()) for (storage in Storage.values()) {
+                val buffer = ReplayBuffer(manifest, ReplaySettings(9_000, selection, storage))
+                trainer.remember(buffer, reference.part(0, 171), 1)
+                assertEquals(buffer.capacity, buffer.size)
+                val file = File(folder.root, "quota")
+                buffer.save(file)
+                assertTrue("${file.length()} bytes, ${buffer.size} held", file.length() in 4_500..9_000)
+                buffer.clear()
+                assertEquals(0, buffer.size)
+            }
         }
-        assertThrows(DataError::class.java) { ReplayBuffer(reference.bundle.manifest, 100L) }
+        assertThrows(DataError::class.java) { ReplayBuffer(manifest, ReplaySettings(4_000)) }
         assertThrows(DataError::class.java) { Replay(filled(reference, Selection.UNIFORM), 1.0) }
+    }
+
+    @Test
+    fun halfPrecisionRoundsAsNumPyDoes() {
+        val codec = RowCodec(TensorSpec("x", "float32", listOf(null, 1)), Storage.FLOAT16)
+        fun kept(value: Float): Float {
+            val plain = Examples.direct(1, 4).putFloat(0, value)
+            return Examples.direct(1, 4).also { codec.decode(codec.encode(plain, 1), 0, it) }.getFloat(0)
+        }
+        val known = mapOf( // np.float32(np.float16(value))
+            0f to 0f, 1f to 1f, -0.1f to -0.0999755859375f, 2049f to 2048f, 2051f to 2052f, 65519f to 65504f,
+            6.1e-5f to 6.097555160522461e-5f, 3e-8f to 5.960464477539063e-8f, 2.9e-8f to 0f, -1e-7f to -1.1920928955078125e-7f,
+            6.103e-5f to 6.103515625e-5f,
+        )
+        for ((value, expected) in known) assertEquals("$value", expected, kept(value), 0f)
+        assertEquals(Int.MIN_VALUE, kept(-0f).toRawBits())
+        for (value in listOf(65520f, -1e9f, Float.NaN)) assertThrows(DataError::class.java) { kept(value) }
     }
 
     @Test
@@ -108,6 +149,6 @@ class ReplayTest {
     }
 
     private companion object {
-        const val CAPACITY = 24
+        const val KEPT = 24
     }
 }
